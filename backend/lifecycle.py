@@ -1,0 +1,188 @@
+"""The states of the process and who may change them: load, free, drain, shut down, engine death.
+
+no model --LoadModel--> loading --ok--> ready --Free--> no model
+                          |                |
+                          `--failed--------+--> no model
+any state --SIGTERM--> draining --> exit;   ready --engine died--> failed --> exit
+"""
+
+import asyncio
+import contextlib
+import enum
+import importlib
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from common.engine_log import StageClock
+from common.errors import EngineGone, IdentityMismatch, InvalidRequest, LoadCancelled, LoadFailed, ModelNotLoaded
+from common.pb import backend_pb2 as pb
+from common.vllm_env import prepare_environment
+
+if TYPE_CHECKING:
+    from common.model import Model
+
+logger = logging.getLogger(__name__)
+
+# How soon the death of an engine is noticed when no request tells.
+_WATCH_INTERVAL = 0.5
+
+
+class State(enum.Enum):
+    """What the process is doing."""
+
+    NO_MODEL = "no model"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Lifecycle:
+    """The one model of the process, and the end of the process.
+
+    Attributes:
+        state: see the module.
+        load_clock: the stage of the load that is running; None otherwise.
+
+    """
+
+    def __init__(self, *, shutdown_timeout: float) -> None:
+        self.state = State.NO_MODEL
+        self.load_clock: StageClock | None = None
+        self._shutdown_timeout = shutdown_timeout
+        self._model: Model | None = None
+        self._identity = ""
+        self._turn = asyncio.Lock()
+        self._load_task: asyncio.Task[Any] | None = None
+        self._warm: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._stop: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+    def model_for(self, identity: str) -> "Model":
+        """The loaded model, for a request that names `identity` (empty: any).
+
+        Raises:
+            EngineGone: the process is shutting down, or its engine died.
+            ModelNotLoaded, IdentityMismatch: see there.
+
+        """
+        if self.state in (State.DRAINING, State.FAILED):
+            raise EngineGone(f"the server is {'shutting down' if self.state is State.DRAINING else 'failing'}")
+        if self._model is None:
+            raise ModelNotLoaded
+        if identity and self._identity and identity != self._identity:
+            raise IdentityMismatch(identity, self._identity)
+        return self._model
+
+    def import_in_background(self) -> None:
+        """Import vLLM in a thread, so that LoadModel finds it warm. The thread never holds up the process's exit."""
+        loop = asyncio.get_running_loop()
+
+        def import_model() -> None:
+            prepare_environment()
+            started = time.monotonic()
+            try:
+                module = importlib.import_module("common.model")
+            except BaseException as error:  # LoadModel answers with it
+                logger.exception("vLLM can't be imported")
+                loop.call_soon_threadsafe(self._warm.set_exception, LoadFailed(f"vLLM can't be imported: {error}"))
+                return
+            logger.info("vLLM imported in %.1f s", time.monotonic() - started)
+            loop.call_soon_threadsafe(self._warm.set_result, module)
+
+        threading.Thread(target=import_model, name="import-vllm", daemon=True).start()
+
+    async def load(self, options: pb.ModelOptions) -> None:
+        """Load the model that `options` ask for. One that is loaded the same way stays; another one goes first.
+
+        Waits its turn while another load runs. Cancelling cancels the load.
+
+        Raises:
+            InvalidRequest, Unsupported, LoadFailed: with a text for LoadModel's caller.
+
+        """
+        async with self._turn:
+            if self.state in (State.DRAINING, State.FAILED):
+                raise EngineGone(f"the server is {self.state.value}")
+            task = self._load_task = asyncio.create_task(self._load(options))
+            try:
+                await task
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is not None and current.cancelling():
+                    logger.info("load cancelled: its caller went away")
+                    raise
+                raise LoadCancelled("the load was cancelled: Free or a shutdown came first") from None
+            finally:
+                self._load_task = self.load_clock = None
+                if self.state is State.LOADING:
+                    self.state = State.READY if self._model else State.NO_MODEL
+            self._identity = options.Model
+
+    async def free(self) -> None:
+        """Unload: cancel a running load, abort what runs, stop the engine. Nothing to do without a model."""
+        self._cancel_load()
+        async with self._turn:
+            await self._close_model()
+
+    def stop(self, cause: str | None = None) -> None:
+        """Ask the process to end: with exit status 0, or non-zero when there is a cause."""
+        if not self._stop.done():
+            self._stop.set_result(cause)
+
+    async def stopped(self) -> str | None:
+        """Wait for `stop`, or for the death of the engine; returns the cause."""
+        watch = asyncio.create_task(self._watch())
+        try:
+            return await self._stop
+        finally:
+            watch.cancel()
+
+    async def close(self) -> None:
+        """The end: no load, no model, no engine process is left."""
+        if self.state is not State.FAILED:
+            self.state = State.DRAINING
+        await self.free()
+
+    async def _load(self, options: pb.ModelOptions) -> None:
+        if self._model is None:
+            self.state = State.LOADING
+        clock = self.load_clock = StageClock(lambda stage, seconds: logger.info("load: %s took %.1f s", stage, seconds))
+        clock.enter("importing vLLM")
+        module = await asyncio.shield(self._warm)
+        plan = await asyncio.to_thread(module.plan_load, options)
+        if self._model is not None and self._model.plan == plan and not self._model.dead:
+            logger.info("load: %s is loaded with the same options", plan.model)
+            return
+        await self._close_model()
+        self.state = State.LOADING
+        logger.info("load: %s with %s", plan.model, {k: v for k, v in plan.engine_args.items() if k != "hf_token"})
+        try:
+            self._model = await module.Model.load(plan, clock)
+        except (InvalidRequest, LoadFailed) as error:
+            logger.warning("load failed after %.1f s: %s", clock.seconds, error)
+            raise
+        clock.enter(None)
+        logger.info("load: ready in %.1f s", clock.seconds)
+
+    async def _close_model(self) -> None:
+        model, self._model, self._identity = self._model, None, ""
+        if model is not None:
+            # To its end, even when the caller goes away: half an engine is worse than a late answer.
+            await asyncio.shield(model.close(self._shutdown_timeout))
+        if self.state is State.READY:
+            self.state = State.NO_MODEL
+
+    def _cancel_load(self) -> None:
+        if self._load_task is not None:
+            self._load_task.cancel()
+
+    async def _watch(self) -> None:
+        """An engine that died never comes back; only the end of this process makes the orchestrator start another."""
+        with contextlib.suppress(asyncio.CancelledError):
+            while True:
+                await asyncio.sleep(_WATCH_INTERVAL)
+                if self._model is not None and self._model.dead and self.state is State.READY:
+                    self.state = State.FAILED
+                    self.stop(f"the engine died: {self._model.cause_of_death}")

@@ -1,0 +1,96 @@
+"""The `Backend` service: one short method per RPC, which says only which room does the work."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from backend.lifecycle import Lifecycle, State
+from common.errors import BackendError, Unsupported
+from common.pb import backend_pb2 as pb
+from common.pb import backend_pb2_grpc as pb_grpc
+from common.processes import memory_by_process
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_OK = pb.Reply(message=b"OK")
+_STATES = {
+    State.NO_MODEL: pb.StatusResponse.UNINITIALIZED,
+    State.LOADING: pb.StatusResponse.BUSY,
+    State.READY: pb.StatusResponse.READY,
+    State.DRAINING: pb.StatusResponse.BUSY,
+    State.FAILED: pb.StatusResponse.ERROR,
+}
+
+
+def _unserved(rpc: str, why: str) -> Callable[["BackendServicer", Any, Any], Awaitable[Any]]:
+    """An RPC that no model loaded here can answer."""
+
+    async def unserved(_self: "BackendServicer", _request: Any, _context: Any) -> Any:
+        raise Unsupported(f"{rpc} {why}")
+
+    return unserved
+
+
+class BackendServicer(pb_grpc.BackendServicer):
+    """Every RPC as a coroutine; exceptions get their status in `interceptors.StatusMapping`."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    async def Health(self, _request: pb.HealthMessage, _context: Context) -> pb.Reply:
+        """OK at every moment that the process can answer at all."""
+        return _OK
+
+    async def LoadModel(self, request: pb.ModelOptions, _context: Context) -> pb.Result:
+        """Load a model; the only RPC that answers a failure as a result."""
+        try:
+            await self._lifecycle.load(request)
+        except BackendError as error:
+            return pb.Result(success=False, message=str(error))
+        return pb.Result(success=True, message="model loaded")
+
+    async def Free(self, _request: pb.HealthMessage, _context: Context) -> pb.Result:
+        """Unload; the process stays."""
+        await self._lifecycle.free()
+        return pb.Result(success=True, message="model freed")
+
+    async def Predict(self, request: pb.PredictOptions, _context: Context) -> pb.Reply:
+        """The whole answer."""
+        return await self._lifecycle.model_for(request.ModelIdentity).predict(request)
+
+    async def PredictStream(self, request: pb.PredictOptions, context: Context) -> None:
+        """The answer in chunks. Written to the context, which spares an async generator per token."""
+        model = self._lifecycle.model_for(request.ModelIdentity)
+        async with contextlib.aclosing(model.predict_stream(request)) as replies:
+            async for reply in replies:
+                await context.write(reply)
+
+    async def TokenizeString(self, request: pb.PredictOptions, _context: Context) -> pb.TokenizationResponse:
+        """Token ids of the prompt."""
+        return await self._lifecycle.model_for(request.ModelIdentity).tokenize(request)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, _context: Context) -> pb.DetokenizeResponse:
+        """Text of token ids."""
+        return await self._lifecycle.model_for("").detokenize(request)
+
+    async def Status(self, _request: pb.HealthMessage, _context: Context) -> pb.StatusResponse:
+        """State, and resident bytes by process; while a load runs, also its stage with the seconds since its begin."""
+        breakdown = await asyncio.to_thread(memory_by_process)
+        memory = pb.MemoryUsageData(total=sum(breakdown.values()), breakdown=breakdown)
+        clock = self._lifecycle.load_clock
+        if clock is not None and clock.stage is not None:
+            memory.breakdown[f"loading, {clock.stage} (seconds)"] = int(clock.seconds)
+        return pb.StatusResponse(state=_STATES[self._lifecycle.state], memory=memory)
+
+    Embedding = _unserved("Embedding", "needs an embedding model; models served here generate text")
+    Rerank = _unserved("Rerank", "needs a reranker; models served here generate text")
+    TokenClassify = _unserved("TokenClassify", "needs a token classifier; models served here generate text")
+    AudioTranscription = _unserved("AudioTranscription", "needs a speech model; models served here generate text")
+    AudioTranscriptionStream = _unserved("AudioTranscriptionStream", "needs a speech model")
+    AudioTranscriptionLive = _unserved("AudioTranscriptionLive", "needs a speech model that takes live audio")
+    Score = _unserved("Score", "is not served by this version")
+    GetMetrics = _unserved("GetMetrics", "is not served by this version")
+    ModelMetadata = _unserved("ModelMetadata", "is not served by this version")

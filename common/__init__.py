@@ -1,0 +1,1 @@
+"""Everything that knows vLLM and the messages of the wire, and nothing of servers or processes."""

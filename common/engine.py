@@ -1,0 +1,137 @@
+"""The only room that creates, watches and shuts down an `AsyncLLM`, and the processes that it starts."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import time
+from typing import Any
+
+import psutil
+from vllm.usage.usage_lib import UsageContext
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from common.engine_args import LoadPlan
+from common.engine_log import EngineLog, StageClock, root_cause
+from common.errors import LoadFailed
+from common.processes import adopt_orphans, engine_processes, kill
+
+logger = logging.getLogger(__name__)
+
+# How often a cancelled load looks for processes that vLLM has started meanwhile.
+_KILL_INTERVAL = 0.1
+# How long the children of a failed load get to finish writing their last words.
+_LAST_WORDS_SECONDS = 5.0
+
+
+class Engine:
+    """A running `AsyncLLM` and the processes it consists of.
+
+    Attributes:
+        llm: vLLM's own handle; alive until `stop`.
+
+    """
+
+    def __init__(self, llm: AsyncLLM, processes: list[psutil.Process], log: EngineLog) -> None:
+        self.llm = llm
+        self._processes = processes
+        self._log = log
+
+    @property
+    def errored(self) -> bool:
+        """Whether the engine has died; it never recovers."""
+        return bool(self.llm.errored)
+
+    @property
+    def cause_of_death(self) -> str:
+        """The last error that the engine's processes wrote, or which of them are gone."""
+        if cause := root_cause(self._log.lines()):
+            return cause
+        gone = [str(process.pid) for process in self._processes if not process.is_running()]
+        return f"engine process {', '.join(gone)} was killed" if gone else "the engine's output handler failed"
+
+    @classmethod
+    async def start(cls, plan: LoadPlan, clock: StageClock) -> "Engine":
+        """Build the engine off the event loop; takes seconds to minutes.
+
+        Cancelling kills the processes started so far and returns once none is left.
+
+        Raises:
+            InvalidRequest: vLLM refused an argument before it started anything.
+            LoadFailed: with the root cause, out of the children's output where it came from there.
+
+        """
+        adopt_orphans()
+        args = plan.build()
+        loop = asyncio.get_running_loop()
+        clock.enter("reading the model's configuration")
+
+        def enter(stage: str) -> None:
+            loop.call_soon_threadsafe(clock.enter, stage)
+
+        def build() -> AsyncLLM:
+            config = args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+            enter("spawning the engine process")
+            return AsyncLLM.from_vllm_config(
+                config,
+                usage_context=UsageContext.ENGINE_CONTEXT,
+                enable_log_requests=args.enable_log_requests,
+                disable_log_stats=args.disable_log_stats,
+            )
+
+        with EngineLog(enter) as log:
+            building = asyncio.ensure_future(asyncio.to_thread(build))
+            try:
+                llm = await asyncio.shield(building)
+            except asyncio.CancelledError:
+                await asyncio.shield(_abandon(building))
+                raise
+            except Exception as error:
+                await kill(engine_processes())
+                lines = await asyncio.to_thread(log.lines, _LAST_WORDS_SECONDS)
+                raise LoadFailed(_load_failure(error, lines)) from error
+        engine = cls(llm, engine_processes(), log)
+        try:
+            # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
+            await llm.get_supported_tasks()
+        except BaseException:
+            await asyncio.shield(engine.stop(timeout=0))
+            raise
+        log.forget()
+        return engine
+
+    async def stop(self, timeout: float) -> None:
+        """Abort what runs, shut the engine down and wait for its processes; those left after `timeout` s are killed.
+
+        In-flight `generate` calls end with finish reason "abort". Never raises for an engine that is already dead.
+        """
+        started = time.monotonic()
+        llm = self.llm
+        # Called in the loop, shutdown would cancel the output handler under the consumers and leave them waiting.
+        with contextlib.suppress(Exception):
+            await asyncio.to_thread(llm.shutdown, timeout)
+        await kill(self._processes)
+        del self.llm, llm
+        # __del__ would shut down once more, at a time of its own choosing.
+        await asyncio.to_thread(gc.collect)
+        logger.info("engine stopped in %.1f s", time.monotonic() - started)
+
+
+async def _abandon(building: "asyncio.Future[AsyncLLM]") -> None:
+    """End a load that nobody waits for: vLLM gives up when its processes die, and an engine that came up is shut."""
+    while not building.done():
+        await kill(engine_processes())
+        await asyncio.wait([building], timeout=_KILL_INTERVAL)
+    with contextlib.suppress(Exception):
+        llm = building.result()
+        await asyncio.to_thread(llm.shutdown, 0)
+        del llm
+    await kill(engine_processes())
+
+
+def _load_failure(error: Exception, lines: list[str]) -> str:
+    """The sentence for LoadModel's caller: the children's last error, else our own exception."""
+    own: Any = error
+    if "Engine core initialization failed" not in str(error):
+        return f"{type(own).__name__}: {own}".strip()
+    return root_cause(lines) or str(error)

@@ -1,0 +1,294 @@
+"""`ModelOptions` -> `AsyncEngineArgs`, by the orchestrator's precedence.
+
+Typed fields come first, then `Options` entries that start with `--` (vLLM's own flags), then the `EngineArgs` JSON,
+which is strict and wins. Options without dashes are the backend's own, `key:value`; a user's dashed spelling of a
+parser beats them, because the orchestrator appends its defaults in that form.
+"""
+
+import dataclasses
+import difflib
+import json
+import logging
+import math
+import os
+import re
+import typing
+from argparse import Action, ArgumentParser
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import pydantic
+from vllm import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from common.errors import InvalidRequest, Unsupported
+from common.pb import backend_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+# Backend options, and the dashed spellings that mean the same.
+TOOL_PARSER_FLAGS = ("--tool-parser", "--tool-call-parser")
+REASONING_PARSER_FLAGS = ("--reasoning-parser",)
+BACKEND_OPTIONS = ("tool_parser", "reasoning_parser")
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_FIELDS = {field.name: field for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadPlan:
+    """All that decides how a model is loaded; two equal plans load the same."""
+
+    model: str
+    """A folder, or a hub id."""
+    engine_args: dict[str, Any]
+    """Keyword arguments of `AsyncEngineArgs`, `model` among them."""
+    tool_parser: str | None
+    """Name in vLLM's registry of tool parsers."""
+
+    @property
+    def reasoning_parser(self) -> str | None:
+        """Name in vLLM's registry of reasoning parsers; the engine needs it too, to keep grammars out of thoughts."""
+        return self.engine_args.get("reasoning_parser") or None
+
+    def build(self) -> AsyncEngineArgs:
+        """The arguments as vLLM takes them; it converts and checks some values here.
+
+        Raises:
+            InvalidRequest: vLLM refused a value.
+
+        """
+        try:
+            return AsyncEngineArgs(**self.engine_args)
+        except (ValueError, TypeError) as error:
+            raise InvalidRequest("EngineArgs", _first_problem(error)) from error
+
+
+def plan_load(options: pb.ModelOptions) -> LoadPlan:
+    """The plan that `options` ask for.
+
+    Raises:
+        InvalidRequest: an option is unknown, ill-typed or can't be used; names the closest valid one.
+        Unsupported: a field asks for what this server doesn't do.
+
+    """
+    _refuse_unsupported(options)
+    model = resolve_model(options)
+    args = _platform_defaults()
+    # One structured-output backend per engine: with "auto" the first odd request would fix it for all others.
+    args["structured_outputs_config"] = {"backend": "xgrammar"}
+    args |= {"model": model, "served_model_name": options.Model or model}
+    args |= _typed_fields(options)
+    own, flags = _split_options(options.Options)
+    args |= _flag_values(flags)
+    args |= _engine_args_json(options.EngineArgs)
+    tool_parser = own.get("tool_parser")
+    if reasoning_parser := own.get("reasoning_parser"):
+        args.setdefault("reasoning_parser", reasoning_parser)
+    return LoadPlan(model, args, tool_parser)
+
+
+def resolve_model(options: pb.ModelOptions) -> str:
+    """The folder or hub id to load: ModelFile where it exists, else Model, also below ModelPath.
+
+    Raises:
+        InvalidRequest: neither names a folder or could be a hub id.
+
+    """
+    name = options.Model.strip()
+    candidates = [options.ModelFile, name]
+    if options.ModelPath and name:
+        candidates.append(os.path.join(options.ModelPath, name))
+    for candidate in candidates:
+        if candidate and Path(candidate).is_dir():
+            if not (Path(candidate) / "config.json").exists() and not (Path(candidate) / "params.json").exists():
+                raise InvalidRequest("Model", f"{candidate} has no config.json; a Hugging Face model folder has one")
+            return str(Path(candidate).absolute())
+        if candidate and Path(candidate).is_file():
+            raise InvalidRequest("Model", f"{candidate} is a file; give a Hugging Face model folder or a hub id")
+    if not name:
+        raise InvalidRequest("Model", "is empty; give a model folder or a hub id")
+    if not _HUB_ID.fullmatch(name) or ".." in name:
+        raise InvalidRequest("Model", f"{name!r} is neither an existing folder nor a hub id such as Qwen/Qwen3-0.6B")
+    return name
+
+
+def _refuse_unsupported(options: pb.ModelOptions) -> None:
+    if options.Embeddings or options.Reranking:
+        field = "Embeddings" if options.Embeddings else "Reranking"
+        raise Unsupported(f"{field}: this server loads models that generate text; set it to false")
+    if options.LoraAdapter or options.LoraAdapters:
+        raise Unsupported("LoraAdapter: this server loads models without adapters; leave it empty")
+    if options.SwapSpace:
+        logger.warning("SwapSpace: vLLM 0.32 has no swap space; the value %d has no effect", options.SwapSpace)
+
+
+def _platform_defaults() -> dict[str, Any]:
+    """What vLLM itself does not choose well on a CPU; every later source of arguments overrides it."""
+    if not current_platform.is_cpu():
+        return {}
+    # Compiling gains 7 % and costs minutes at each load, and fails where there is no compiler.
+    defaults: dict[str, Any] = {"enforce_eager": True}
+    if not _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}:
+        # Without BF16 units float32 decodes more than twice as fast as bfloat16.
+        defaults["dtype"] = "float32"
+    return defaults
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return set()
+    return {flag for line in re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE) for flag in line.split()}
+
+
+def _typed_fields(options: pb.ModelOptions) -> dict[str, Any]:
+    args: dict[str, Any] = {}
+    for field, name in (
+        ("Quantization", "quantization"),
+        ("LoadFormat", "load_format"),
+        ("DType", "dtype"),
+        ("Tokenizer", "tokenizer"),
+    ):
+        if text := getattr(options, field):
+            args[name] = _checked(field, name, text)
+    for field, name in (
+        ("TrustRemoteCode", "trust_remote_code"),
+        ("EnforceEager", "enforce_eager"),
+        ("DisableLogStatus", "disable_log_stats"),
+    ):
+        if getattr(options, field):
+            args[name] = True
+    for field, name in (("MaxModelLen", "max_model_len"), ("TensorParallelSize", "tensor_parallel_size")):
+        if number := getattr(options, field):
+            if number < 0:
+                raise InvalidRequest(field, f"{number} is negative; use 1 or more, or 0 for vLLM's own choice")
+            args[name] = number
+    if utilization := options.GPUMemoryUtilization:
+        if not (math.isfinite(utilization) and 0 < utilization <= 1):
+            raise InvalidRequest("GPUMemoryUtilization", f"{utilization} is not above 0 and at most 1")
+        args["gpu_memory_utilization"] = round(utilization, 6)
+    limits = {
+        modality: limit
+        for modality, limit in (
+            ("image", options.LimitImagePerPrompt),
+            ("video", options.LimitVideoPerPrompt),
+            ("audio", options.LimitAudioPerPrompt),
+        )
+        if limit
+    }
+    if any(limit < 0 for limit in limits.values()):
+        raise InvalidRequest("LimitImagePerPrompt, LimitVideoPerPrompt, LimitAudioPerPrompt", "use 0 or more")
+    if limits:
+        args["limit_mm_per_prompt"] = limits
+    return args
+
+
+def _split_options(entries: typing.Iterable[str]) -> tuple[dict[str, str], list[tuple[str, str | None]]]:
+    """The backend's own options, and vLLM's flags as (flag, value or None)."""
+    own: dict[str, str] = {}
+    spelled: dict[str, str] = {}
+    flags: list[tuple[str, str | None]] = []
+    for entry in entries:
+        name, separator, value = _partition(entry)
+        if name.startswith("--"):
+            flag = name.replace("_", "-")
+            if flag in TOOL_PARSER_FLAGS:
+                spelled["tool_parser"] = value
+            elif flag in REASONING_PARSER_FLAGS:
+                spelled["reasoning_parser"] = value
+            else:
+                flags.append((flag, value if separator else None))
+        elif name in BACKEND_OPTIONS:
+            own[name] = value
+        else:
+            raise InvalidRequest("Options", f"{entry!r} is unknown{_closest(name, BACKEND_OPTIONS)}")
+    return own | spelled, flags
+
+
+def _partition(entry: str) -> tuple[str, str, str]:
+    """`--flag:value`, `--flag=value`, `--flag value` or `key:value` -> (name, separator, value)."""
+    match = re.match(r"\s*([\w.-]+)\s*([:=]|\s|$)\s*(.*?)\s*$", entry, re.DOTALL)
+    if not match:
+        raise InvalidRequest("Options", f"{entry!r} is not of the form key:value, --flag or --flag:value")
+    return match[1], match[2], match[3]
+
+
+class _FlagParser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM is untyped to us
+    """vLLM's own command line, raising where argparse would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _flag_values(flags: list[tuple[str, str | None]]) -> dict[str, Any]:
+    if not flags:
+        return {}
+    parser: ArgumentParser = AsyncEngineArgs.add_cli_args(_FlagParser(add_help=False))
+    known: dict[str, Action] = parser._option_string_actions  # argparse has no public look-up
+    args: dict[str, Any] = {}
+    for flag, value in flags:
+        action = known.get(flag)
+        if action is None or action.dest not in _FIELDS:
+            raise InvalidRequest("Options", f"{flag} is not a flag of vLLM 0.32{_closest(flag, known)}")
+        if action.nargs == 0 and value is not None and value.lower() in ("true", "false"):
+            # YAML has no bare flags: `--enforce-eager:false` is how they are switched off there.
+            args[action.dest] = (value.lower() == "true") != flag.startswith("--no-")
+            continue
+        try:
+            parsed = parser.parse_args([flag] if value is None else [flag, *_words(action, value)])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidRequest("Options", f"{flag}: {_first_problem(error)}") from error
+        args[action.dest] = getattr(parsed, action.dest)
+    return args
+
+
+def _words(action: Action, value: str) -> list[str]:
+    return value.split() if action.nargs in ("+", "*") and not value.startswith(("{", "[")) else [value]
+
+
+def _engine_args_json(text: str) -> dict[str, Any]:
+    if not text.strip():
+        return {}
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest("EngineArgs", f"not valid JSON: {error}") from error
+    if not isinstance(given, dict):
+        raise InvalidRequest("EngineArgs", f"must be a JSON object, not {type(given).__name__}")
+    return {name: _checked(f"EngineArgs[{name!r}]", name, value) for name, value in given.items()}
+
+
+def _checked(where: str, name: str, value: Any) -> Any:
+    """`value` in the type of the engine argument `name`, which must exist; config objects are left to vLLM."""
+    field = _FIELDS.get(name)
+    if field is None:
+        raise InvalidRequest(where, f"is not an engine argument of vLLM 0.32{_closest(name, _FIELDS)}")
+    if value is None:
+        if field.default is None:
+            return None
+        raise InvalidRequest(where, "must not be null")
+    if isinstance(value, dict | list):
+        return value
+    try:
+        return pydantic.TypeAdapter(cast("Any", field.type)).validate_python(value)
+    except pydantic.ValidationError as error:
+        raise InvalidRequest(where, f"{value!r}: {_first_problem(error)}") from error
+    except pydantic.PydanticUserError:
+        return value  # a type that pydantic can't describe; vLLM checks it itself
+
+
+def _closest(name: str, valid: typing.Iterable[str]) -> str:
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; use one of {', '.join(names)}" if len(names) < 10 else ""
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, pydantic.ValidationError):
+        return str(error.errors(include_url=False)[0]["msg"])
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

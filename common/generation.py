@@ -1,0 +1,269 @@
+"""render -> generate -> parse: one request's way through vLLM, as a stream of typed deltas or as a whole.
+
+The loop is the one of vLLM's own OpenAI server, which is what answers are compared with. A stream asks the engine for
+DELTA outputs; a whole answer for FINAL_ONLY, so that nothing is done per token.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+from vllm.outputs import RequestOutput
+from vllm.parser.abstract_parser import Parser
+from vllm.renderers.chat_utils import make_tool_call_id
+from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_prompt_len
+from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from common.engine_args import LoadPlan
+from common.errors import EngineGone, InvalidRequest
+from common.logprobs import logprob_entries
+from common.reply import Completion, Delta, ToolCall, Usage
+from common.request import GenerationRequest
+from common.vllm_errors import ENGINE_STOPPING, translated
+
+logger = logging.getLogger(__name__)
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Generator:
+    """What all requests to one engine share: the renderer, the parsers, the defaults."""
+
+    def __init__(self, llm: AsyncLLM, plan: LoadPlan) -> None:
+        self.llm = llm
+        self.model_config = llm.model_config
+        self.renderer = OnlineRenderer(
+            self.model_config,
+            llm.renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+            enable_auto_tools=plan.tool_parser is not None,
+            tool_parser=plan.tool_parser,
+            reasoning_parser=plan.reasoning_parser,
+        )
+        self.parser_class: type[Parser] | None = self.renderer.parser
+        self.default_sampling: dict[str, Any] = self.model_config.get_diff_sampling_param()
+
+    @property
+    def has_tool_parser(self) -> bool:
+        """Whether tool calls are parsed out of answers."""
+        return self.parser_class is not None and self.parser_class.tool_parser_cls is not None
+
+    @property
+    def max_logprobs(self) -> int:
+        """Most alternatives per token that the engine reports."""
+        limit = self.model_config.max_logprobs
+        return int(limit if limit >= 0 else self.model_config.get_vocab_size())
+
+    def parser(self, request: ChatCompletionRequest) -> Parser | None:
+        """A fresh parser: they keep state, so each answer needs its own."""
+        if self.parser_class is None:
+            return None
+        return self.parser_class(
+            self.llm.get_tokenizer(),
+            request.tools,
+            chat_template_kwargs=self.renderer.effective_chat_template_kwargs(request),
+            model_config=self.model_config,
+        )
+
+    async def render(self, request: GenerationRequest) -> Any:
+        """The engine input of a request: its prompt, rendered and tokenised.
+
+        Raises:
+            InvalidRequest: the template refuses the messages, or the prompt leaves no room for an answer.
+
+        """
+        if request.is_chat:
+            rendered = await self.renderer.render_chat(request.openai)
+        else:
+            rendered = (None, await self.renderer.render_completion(request.openai))
+        if isinstance(rendered, ErrorResponse) or isinstance(rendered[1], ErrorResponse):
+            response = rendered if isinstance(rendered, ErrorResponse) else rendered[1]
+            raise InvalidRequest(request.prompt_field, response.error.message)
+        _, (engine_input,) = rendered
+        length = extract_prompt_len(self.model_config, engine_input)
+        if length >= self.model_config.max_model_len:
+            raise InvalidRequest(
+                request.prompt_field,
+                f"has {length} tokens; the context of {self.model_config.max_model_len} must leave one for the answer",
+            )
+        return engine_input
+
+
+class Run:
+    """One request on its way. Use `deltas` or `whole`, once.
+
+    Attributes:
+        usage: totals so far; complete when the answer is.
+        logprobs: entries of OpenAI's `logprobs.content`, cumulative; empty where none are asked for.
+
+    """
+
+    def __init__(self, generator: Generator, request: GenerationRequest) -> None:
+        self._generator = generator
+        self._request = request
+        self._clock = _Clock()
+        self._parser: Parser | None = None
+        self.usage = Usage()
+        self.logprobs: list[dict[str, Any]] = []
+
+    async def deltas(self) -> AsyncGenerator[Delta, None]:
+        """The answer as it comes. Closing the iterator makes the engine drop the request."""
+        parser: Parser | None = None
+        first = True
+        async with contextlib.aclosing(self._outputs()) as outputs:
+            async for output in outputs:
+                if first:
+                    # After rendering, which lets the parser change the request that it will parse.
+                    parser, first = self._fresh_parser(), False
+                completion = output.outputs[0]
+                finished = completion.finish_reason is not None
+                if parser is None:
+                    if text := _clean(completion.text):
+                        yield Delta(content=text)
+                    continue
+                if not (completion.text or completion.token_ids or finished):
+                    continue  # a step of a chunked prefill
+                message = parser.parse_delta(
+                    completion.text,
+                    list(completion.token_ids),
+                    self._request.openai,
+                    prompt_token_ids=output.prompt_token_ids,
+                    finished=finished,
+                )
+                if message is None:
+                    continue
+                if message.reasoning:
+                    yield Delta(reasoning=message.reasoning)
+                if text := _clean(message.content or ""):
+                    yield Delta(content=text)
+                if message.tool_calls:
+                    yield Delta(tool_calls=[_fragment(call) for call in message.tool_calls])
+
+    async def whole(self) -> Completion:
+        """The answer in one piece."""
+        text, token_ids, prompt_ids = "", (), None
+        async with contextlib.aclosing(self._outputs()) as outputs:
+            async for output in outputs:
+                completion = output.outputs[0]
+                text, token_ids, prompt_ids = completion.text, completion.token_ids, output.prompt_token_ids
+        reasoning: str | None = None
+        content: str | None = text
+        calls: Sequence[Any] = ()
+        if (parser := self._parser) is not None:
+            parser.set_prompt_token_ids(prompt_ids)
+            reasoning, content, parsed = parser.parse(
+                text,
+                self._request.openai,
+                enable_auto_tools=self._generator.has_tool_parser,
+                model_output_token_ids=token_ids,
+            )
+            if self._request.openai.tools and self._request.openai.tool_choice not in (None, "none"):
+                calls = parsed or ()
+        return Completion(
+            content=_clean(content or ""),
+            reasoning=reasoning or "",
+            tool_calls=[
+                ToolCall(index, call.id or make_tool_call_id(), call.name, call.arguments)
+                for index, call in enumerate(calls)
+            ],
+            usage=self.usage,
+            logprobs=self.logprobs,
+        )
+
+    def _fresh_parser(self) -> Parser | None:
+        # A raw prompt's answer is text, whatever it looks like.
+        return self._generator.parser(self._request.openai) if self._request.is_chat else None
+
+    async def _outputs(self) -> AsyncGenerator[RequestOutput, None]:
+        """vLLM's outputs, counted; ends only with an answer that is complete."""
+        generator, request = self._generator, self._request
+        with translated(request.prompt_field):
+            # Before rendering, which lets the parser change the request.
+            parser = self._parser = self._fresh_parser()
+            engine_input = await generator.render(request)
+            prompt_ids = extract_prompt_components(generator.model_config, engine_input).token_ids or []
+            max_tokens = get_max_tokens(
+                generator.model_config.max_model_len,
+                request.max_tokens,
+                extract_prompt_len(generator.model_config, engine_input),
+                generator.default_sampling,
+            )
+            params = request.openai.to_sampling_params(max_tokens, generator.default_sampling)
+            reasoning: dict[str, Any] = {}
+            if parser is not None and parser.reasoning_parser is not None:
+                # Grammars begin after the thought; the engine must know how the template opened it.
+                kwargs = generator.renderer.effective_chat_template_kwargs(request.openai)
+                reasoning = {
+                    "reasoning_ended": request.openai.resolve_reasoning_ended(parser, prompt_ids),
+                    "reasoning_parser_kwargs": {"chat_template_kwargs": kwargs},
+                }
+            generator.llm.check_admission(1)
+            self.usage.prompt_tokens = len(prompt_ids)
+            self._clock.start()
+            async with contextlib.aclosing(
+                generator.llm.generate(engine_input, params, request.request_id, **reasoning)
+            ) as outputs:
+                async for output in outputs:
+                    self._count(output)
+                    yield output
+
+    def _count(self, output: RequestOutput) -> None:
+        completion = output.outputs[0]
+        self.usage.completion_tokens += len(completion.token_ids)
+        self._clock.tick()
+        if completion.logprobs and self._request.top_logprobs is not None:
+            self.logprobs += logprob_entries(completion.token_ids, completion.logprobs, self._request.top_logprobs)
+        if completion.finish_reason is None:
+            return
+        if completion.finish_reason == "abort":
+            raise EngineGone(ENGINE_STOPPING)
+        if completion.finish_reason == "error":
+            msg = "the engine ended the request with an error; it is in the engine's log"
+            raise RuntimeError(msg)
+        self.usage.prompt_ms, self.usage.generation_ms = self._clock.times(output.metrics)
+
+
+class _Clock:
+    """Prefill and decode times: the engine's where it keeps statistics, otherwise ours."""
+
+    def __init__(self) -> None:
+        self._started = self._first = self._last = 0.0
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def tick(self) -> None:
+        self._last = time.monotonic()
+        self._first = self._first or self._last
+
+    def times(self, metrics: Any) -> tuple[float, float]:
+        """Milliseconds of prefill and of decode."""
+        if metrics is not None and metrics.scheduled_ts and metrics.first_token_ts:
+            prefill = metrics.first_token_ts - metrics.scheduled_ts
+            decode = metrics.last_token_ts - metrics.first_token_ts
+        else:
+            prefill, decode = self._first - self._started, self._last - self._first
+        return max(prefill, 0.0) * 1000, max(decode, 0.0) * 1000
+
+
+def _fragment(call: Any) -> ToolCall:
+    function = call.function
+    return ToolCall(
+        call.index,
+        call.id or "",
+        (function.name or "") if function else "",
+        (function.arguments or "") if function else "",
+    )
+
+
+def _clean(text: str) -> str:
+    """Without U+FFFD, which a model writes where its bytes are no character: the orchestrator's stream stalls on it."""
+    return text.replace(REPLACEMENT, "") if REPLACEMENT in text else text

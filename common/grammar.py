@@ -1,0 +1,131 @@
+"""`Grammar` and the structured-output keys of `Metadata` -> what vLLM's xgrammar backend takes.
+
+The orchestrator writes llama.cpp's GBNF. xgrammar reads that, but for three things: empty alternatives and `.` are
+rewritten here; references to tokens (`<tok>`, `!<tok>`) it can't express, and they are refused.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import xgrammar
+
+from common.errors import InvalidRequest
+from common.messages import parse_json
+
+_TOKEN = re.compile(
+    r'"(?:\\.|[^"\\])*"'  # string
+    r"|\[(?:\\.|[^\]\\])*\]"  # character class
+    r"|#[^\n]*"
+    r"|::=|!?<[^>\s]*>|[()|*+?]|\{[^}]*\}|[A-Za-z0-9_-]+|\s+|.",
+    re.DOTALL,
+)
+_ANY_CHARACTER = r"[\u0000-\U0010FFFF]"
+
+
+def structured_outputs(grammar: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Fields of a request: empty, or `structured_outputs`, or `response_format`.
+
+    `Metadata["response_format"]` comes first, then `Metadata["json_schema"]`, then `Grammar`: the orchestrator makes
+    the grammar out of the schema and loses parts of it.
+
+    Raises:
+        InvalidRequest: a constraint that xgrammar can't compile, with the line and the reason.
+
+    """
+    if text := metadata.get("response_format", "").strip():
+        value = parse_json('Metadata["response_format"]', text)
+        if not isinstance(value, dict) or value.get("type") not in ("text", "json_object", "json_schema"):
+            raise InvalidRequest('Metadata["response_format"]', "type must be text, json_object or json_schema")
+        if value["type"] == "json_schema":
+            inner = value.get("json_schema")
+            schema = inner.get("schema") if isinstance(inner, dict) else None
+            return _json_schema('Metadata["response_format"].json_schema.schema', schema)
+        return {"response_format": {"type": value["type"]}}
+    if text := metadata.get("json_schema", "").strip():
+        value = parse_json('Metadata["json_schema"]', text)
+        if isinstance(value, dict) and isinstance(value.get("schema"), dict):
+            value = value["schema"]
+        return _json_schema('Metadata["json_schema"]', value)
+    if not grammar.strip():
+        return {}
+    if grammar.lstrip().startswith("{"):
+        return _json_schema("Grammar", parse_json("Grammar", grammar))
+    return {"structured_outputs": {"grammar": xgrammar_ebnf(grammar)}}
+
+
+def xgrammar_ebnf(gbnf: str) -> str:
+    """The same grammar in xgrammar's EBNF; same lines, so that its error messages fit.
+
+    Raises:
+        InvalidRequest: xgrammar can't read it.
+
+    """
+    ebnf = _rewrite(gbnf)
+    if "::=" not in ebnf:
+        raise InvalidRequest("Grammar", "has no rule; write GBNF rules (root ::= …) or a JSON schema object")
+    try:
+        xgrammar.Grammar.from_ebnf(ebnf)
+    except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
+        raise InvalidRequest("Grammar", _reason(error)) from None
+    return ebnf
+
+
+def _rewrite(gbnf: str) -> str:
+    """Insert `""` into empty alternatives and spell `.` as a class; comments go, their lines stay."""
+    out: list[str] = []
+    previous = ""  # the last token that is not blank
+    line = 1
+    tokens = [match.group() for match in _TOKEN.finditer(gbnf)]
+    for index, token in enumerate(tokens):
+        if token.startswith("#"):
+            continue
+        if token.isspace():
+            out.append(token)
+            line += token.count("\n")
+            continue
+        if re.fullmatch(r"!?<[^>\s]*>", token):
+            raise InvalidRequest("Grammar", f"line {line}: {token} refers to a token; xgrammar has no such rule")
+        if token == "|" and previous in ("|", "(", "::="):  # noqa: S105  # a grammar's token, no password
+            out.append('"" ')
+        elif token == ")" and previous in ("|", "("):  # noqa: S105
+            out.append('""')
+        elif token == ".":  # noqa: S105
+            token = _ANY_CHARACTER  # noqa: PLW2901
+        elif previous == "|" and _starts_rule(tokens, index):
+            _insert_before_blank(out, ' ""')
+        out.append(token)
+        previous = token
+    if previous in ("|", "::="):
+        out.append(' ""')
+    return "".join(out)
+
+
+def _starts_rule(tokens: list[str], index: int) -> bool:
+    """Whether `tokens[index]` is the name of the next rule: it stands before `::=`."""
+    following = (token for token in tokens[index + 1 :] if not token.isspace())
+    return re.fullmatch(r"[A-Za-z0-9_-]+", tokens[index]) is not None and next(following, "") == "::="
+
+
+def _insert_before_blank(out: list[str], text: str) -> None:
+    position = len(out)
+    while position and out[position - 1].isspace():
+        position -= 1
+    out.insert(position, text)
+
+
+def _json_schema(field: str, schema: Any) -> dict[str, Any]:
+    if not isinstance(schema, dict):
+        raise InvalidRequest(field, "must be a JSON schema object")
+    try:
+        xgrammar.Grammar.from_json_schema(json.dumps(schema))
+    except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
+        raise InvalidRequest(field, _reason(error)) from None
+    return {"structured_outputs": {"json": schema}}
+
+
+def _reason(error: Exception) -> str:
+    """xgrammar's message without the C++ source position in front."""
+    text = re.sub(r"^\[[^\]]*\]\s*\S+:\d+:\s*", "", str(error).strip())
+    return text.splitlines()[0] if text else type(error).__name__

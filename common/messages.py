@@ -1,0 +1,86 @@
+"""`Message`s of the wire -> OpenAI messages, as dictionaries that vLLM's chat utilities take."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from common.errors import InvalidRequest
+from common.pb import backend_pb2 as pb
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+def openai_messages(messages: Iterable[pb.Message]) -> list[dict[str, Any]]:
+    """One dictionary per message, with only the keys that are set.
+
+    Raises:
+        InvalidRequest: an unknown role, or tool calls that are not what OpenAI's API defines.
+
+    """
+    return [_openai_message(f"Messages[{index}]", message) for index, message in enumerate(messages)]
+
+
+def _openai_message(where: str, message: pb.Message) -> dict[str, Any]:
+    if message.role not in ROLES:
+        raise InvalidRequest(f"{where}.role", f"{message.role!r} is unknown; use one of {', '.join(ROLES)}")
+    tool_calls = _tool_calls(f"{where}.tool_calls", message.tool_calls)
+    openai: dict[str, Any] = {"role": message.role, "content": message.content}
+    if tool_calls:
+        if message.role != "assistant":
+            raise InvalidRequest(f"{where}.tool_calls", f"belong to an assistant's message, not to a {message.role}'s")
+        # OpenAI's null: an empty string would render as an answer before the calls.
+        openai |= {"content": message.content or None, "tool_calls": tool_calls}
+    for field in ("name", "tool_call_id", "reasoning_content"):
+        if value := getattr(message, field):
+            openai[field] = value
+    return openai
+
+
+def _tool_calls(where: str, text: str) -> list[dict[str, Any]]:
+    if not text.strip():
+        return []
+    calls = parse_json(where, text)
+    if calls is None:
+        return []
+    if not isinstance(calls, list):
+        raise InvalidRequest(where, "must be a JSON array of tool calls")
+    return [_tool_call(f"{where}[{index}]", call) for index, call in enumerate(calls)]
+
+
+def _tool_call(where: str, call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise InvalidRequest(where, 'must be {"id", "type": "function", "function": {"name", "arguments"}}')
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        # An empty string is how some clients write a call without arguments.
+        arguments = parse_json(f"{where}.function.arguments", arguments) if arguments.strip() else {}
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(f"{where}.function.arguments", "must be a JSON object")
+    return {
+        "id": str(call.get("id") or ""),
+        "type": "function",
+        "function": {"name": function["name"], "arguments": json.dumps(arguments, ensure_ascii=False)},
+    }
+
+
+def parse_json(field: str, text: str) -> Any:
+    """The value of a JSON text that stands in `field`.
+
+    Raises:
+        InvalidRequest: not JSON, NaN or Infinity in it (which JSON does not have), or nested too deep to read.
+
+    """
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise InvalidRequest(field, "is nested too deep") from None
+    except ValueError as error:
+        raise InvalidRequest(field, f"not valid JSON: {error}") from None
+
+
+def _no_constant(name: str) -> Any:
+    msg = f"{name} is not a JSON value"
+    raise ValueError(msg)

@@ -1,0 +1,97 @@
+"""A loaded model: the front of this package that the serving process talks to.
+
+Importing this module imports vLLM, which takes seconds; the process does so only when its port is open.
+"""
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+from common import reply, tokens
+from common.engine import Engine
+from common.engine_args import LoadPlan, plan_load
+from common.engine_log import StageClock
+from common.errors import InvalidRequest
+from common.generation import Generator, Run
+from common.pb import backend_pb2 as pb
+from common.request import GenerationRequest, generation_request
+
+__all__ = ["LoadPlan", "Model", "plan_load"]
+
+
+class Model:
+    """One engine with one model in it, from `load` to `close`."""
+
+    def __init__(self, engine: Engine, plan: LoadPlan) -> None:
+        self.plan = plan
+        self._engine = engine
+        self._generator = Generator(engine.llm, plan)
+
+    @classmethod
+    async def load(cls, plan: LoadPlan, clock: StageClock) -> "Model":
+        """Start an engine and prove that the parsers fit its tokenizer.
+
+        Raises:
+            InvalidRequest: an argument that vLLM refuses, or a parser that doesn't exist or doesn't fit.
+            LoadFailed: the root cause, where the engine did not come up.
+
+        """
+        engine = await Engine.start(plan, clock)
+        try:
+            clock.enter("checking the parsers")
+            model = cls(engine, plan)
+        except (TypeError, KeyError, ValueError, RuntimeError) as error:
+            await engine.stop(timeout=0)
+            raise InvalidRequest("Options", f"tool_parser or reasoning_parser: {error}") from error
+        except BaseException:
+            await engine.stop(timeout=0)
+            raise
+        return model
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine has died; such a model can only be closed."""
+        return self._engine.errored
+
+    @property
+    def cause_of_death(self) -> str:
+        """The engine's last error, in one line."""
+        return self._engine.cause_of_death
+
+    @property
+    def running_requests(self) -> int:
+        """Requests that the engine has not finished."""
+        return int(self._engine.llm.get_num_unfinished_requests())
+
+    async def predict(self, options: pb.PredictOptions) -> pb.Reply:
+        """The whole answer in one reply."""
+        return reply.whole(await Run(self._generator, self._understand(options, stream=False)).whole())
+
+    async def predict_stream(self, options: pb.PredictOptions) -> AsyncGenerator[pb.Reply, None]:
+        """The answer in chunks, then one with the totals. Closing the iterator drops the request."""
+        run = Run(self._generator, self._understand(options, stream=True))
+        async with contextlib.aclosing(run.deltas()) as deltas:
+            async for delta in deltas:
+                yield reply.chunk(delta, run.usage)
+        yield reply.last_chunk(run.usage, run.logprobs)
+
+    async def tokenize(self, options: pb.PredictOptions) -> pb.TokenizationResponse:
+        """The ids of the prompt as generation would see it."""
+        ids = await tokens.tokenize(self._generator, self._understand(options, stream=False))
+        return pb.TokenizationResponse(length=len(ids), tokens=ids)
+
+    async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+        """The text of token ids."""
+        return pb.DetokenizeResponse(content=await tokens.detokenize(self._generator, request.tokens))
+
+    async def close(self, timeout: float) -> None:
+        """Abort what runs, stop the engine, wait for its processes; those left after `timeout` seconds are killed."""
+        del self._generator
+        await self._engine.stop(timeout)
+
+    def _understand(self, options: pb.PredictOptions, *, stream: bool) -> GenerationRequest:
+        return generation_request(
+            options,
+            stream=stream,
+            has_tool_parser=self._generator.has_tool_parser,
+            max_logprobs=self._generator.max_logprobs,
+        )

@@ -1,0 +1,60 @@
+"""The operating system's view of the engine: its processes, their memory, and their end."""
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+
+import psutil
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+def engine_processes() -> list[psutil.Process]:
+    """The processes that vLLM has started under ours; Python's resource tracker is not among them."""
+    try:
+        children = psutil.Process().children(recursive=True)
+    except psutil.Error:
+        return []
+    return [child for child in children if not _is_resource_tracker(child)]
+
+
+def memory_by_process() -> dict[str, int]:
+    """Resident bytes of this process (`server`) and of each engine process, by name and id.
+
+    Shared pages are counted in each; proportional sizes would take the kernel longer to compute than callers wait.
+    """
+    sizes = {"server": psutil.Process().memory_info().rss}
+    for process in engine_processes():
+        with contextlib.suppress(psutil.Error):
+            title = (process.cmdline() or [process.name()])[0].removeprefix("VLLM::")
+            name = title if title.replace("_", "").isalnum() else "engine"
+            sizes[f"{name} {process.pid}"] = process.memory_info().rss
+    return sizes
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of workers whose engine process dies first, so that they stay in sight."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        logger.warning("prctl(PR_SET_CHILD_SUBREAPER): %s", os.strerror(ctypes.get_errno()))
+
+
+async def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL what still runs of `processes`, and wait until it is gone."""
+    alive = [process for process in processes if process.is_running()]
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    if alive:
+        await asyncio.to_thread(psutil.wait_procs, alive, timeout=5)
+
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
+        return True  # gone

@@ -1,0 +1,107 @@
+"""Deltas -> `Reply` messages, in the one shape that every endpoint of the orchestrator reads right.
+
+`message` equals the content of the chunk's delta: clean text, no reasoning, no markup. Reasoning and tool calls have
+chunks of their own with an empty `message`. Token counts are cumulative on every chunk, since the orchestrator keeps
+the last; times and log-probabilities come in the last chunk alone, which carries nothing else.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from common.pb import backend_pb2 as pb
+
+
+@dataclasses.dataclass(slots=True)
+class ToolCall:
+    """A fragment of a tool call: the first of an index has id and name, later ones only arguments."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclasses.dataclass(slots=True)
+class Delta:
+    """What one step added: exactly one of the three is set."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: Sequence[ToolCall] = ()
+
+
+@dataclasses.dataclass(slots=True)
+class Usage:
+    """Totals of one request; times in milliseconds, from the engine's own clock."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_ms: float = 0.0
+    """From scheduling to the first token: the prefill."""
+    generation_ms: float = 0.0
+    """From the first token to the last."""
+
+
+@dataclasses.dataclass(slots=True)
+class Completion:
+    """A whole answer."""
+
+    content: str
+    reasoning: str
+    tool_calls: Sequence[ToolCall]
+    usage: Usage
+    logprobs: Sequence[dict[str, Any]]
+
+
+def chunk(delta: Delta, usage: Usage) -> pb.Reply:
+    """One message of a stream."""
+    if delta.content:
+        content = delta.content
+        return pb.Reply(
+            message=content.encode(),
+            chat_deltas=(pb.ChatDelta(content=content),),
+            tokens=usage.completion_tokens,
+            prompt_tokens=usage.prompt_tokens,
+        )
+    return pb.Reply(
+        chat_deltas=(pb.ChatDelta(reasoning_content=delta.reasoning, tool_calls=_tool_calls(delta.tool_calls)),),
+        tokens=usage.completion_tokens,
+        prompt_tokens=usage.prompt_tokens,
+    )
+
+
+def last_chunk(usage: Usage, logprobs: Sequence[dict[str, Any]]) -> pb.Reply:
+    """The end of a stream: totals, times and log-probabilities, nothing else."""
+    return pb.Reply(
+        tokens=usage.completion_tokens,
+        prompt_tokens=usage.prompt_tokens,
+        timing_prompt_processing=usage.prompt_ms,
+        timing_token_generation=usage.generation_ms,
+        logprobs=_logprobs_json(logprobs),
+    )
+
+
+def whole(completion: Completion) -> pb.Reply:
+    """The reply to a unary Predict."""
+    reply = last_chunk(completion.usage, completion.logprobs)
+    reply.message = completion.content.encode()
+    reply.chat_deltas.append(
+        pb.ChatDelta(
+            content=completion.content,
+            reasoning_content=completion.reasoning,
+            tool_calls=_tool_calls(completion.tool_calls),
+        )
+    )
+    return reply
+
+
+def _tool_calls(calls: Iterable[ToolCall]) -> list[pb.ToolCallDelta]:
+    return [pb.ToolCallDelta(index=c.index, id=c.id, name=c.name, arguments=c.arguments) for c in calls]
+
+
+def _logprobs_json(content: Sequence[dict[str, Any]]) -> bytes:
+    if not content:
+        return b""
+    return json.dumps({"content": content}, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,167 @@
+"""`PredictOptions` -> the OpenAI request that vLLM's renderer and parsers take: every quirk of the wire ends here."""
+
+import dataclasses
+import uuid
+from typing import Any
+
+import pydantic
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.exceptions import VLLMValidationError
+
+from common.errors import InvalidRequest, Unsupported
+from common.grammar import structured_outputs
+from common.messages import openai_messages, parse_json
+from common.pb import backend_pb2 as pb
+from common.sampling import sampling_fields
+from common.tools import openai_tool_choice, openai_tools
+
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+# Arguments of the template renderer itself, which a request must not reach.
+_RESERVED_TEMPLATE_KWARGS = ("chat_template", "tokenize", "messages", "tools")
+# OpenAI's names, as they stand in vLLM's messages -> the wire's.
+WIRE_NAMES = {
+    "allowed_token_ids": "LogitBias",
+    "frequency_penalty": "FrequencyPenalty",
+    "input_text": "Prompt",
+    "input_tokens": "Prompt",
+    "logit_bias": "LogitBias",
+    "logprobs": "Logprobs",
+    "max_completion_tokens": "Tokens",
+    "max_tokens": "Tokens",
+    "messages": "Messages",
+    "min_p": "MinP",
+    "presence_penalty": "PresencePenalty",
+    "prompt": "Prompt",
+    "repetition_penalty": "Penalty",
+    "response_format": 'Metadata["response_format"]',
+    "seed": "Seed",
+    "stop": "StopPrompts",
+    "structured_outputs": "Grammar",
+    "temperature": "Temperature",
+    "tool_choice": "ToolChoice",
+    "tools": "Tools",
+    "top_k": "TopK",
+    "top_logprobs": "TopLogprobs",
+    "top_p": "TopP",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationRequest:
+    """One Predict or PredictStream, understood."""
+
+    openai: ChatCompletionRequest | CompletionRequest
+    """A chat to render by the model's template, or a raw prompt."""
+    request_id: str
+    max_tokens: int | None
+    """Most tokens to generate; None fills the context. Never more than the context has left."""
+    top_logprobs: int | None
+    """Alternatives per token; None where no log-probabilities are asked for."""
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether tools and reasoning are parsed out of the answer; a raw prompt's answer is text."""
+        return isinstance(self.openai, ChatCompletionRequest)
+
+    @property
+    def prompt_field(self) -> str:
+        """The wire's field that holds the prompt."""
+        return "Messages" if self.is_chat else "Prompt"
+
+
+def generation_request(
+    options: pb.PredictOptions, *, stream: bool, has_tool_parser: bool, max_logprobs: int = 20
+) -> GenerationRequest:
+    """Understand `options`, for a model with or without a tool parser.
+
+    Raises:
+        InvalidRequest: names the field, the value and what is allowed.
+        Unsupported: the request asks for what this server doesn't do.
+
+    """
+    for field in ("Images", "Videos", "Audios"):
+        if getattr(options, field):
+            raise Unsupported(f"{field}: this server takes text only")
+    fields = sampling_fields(options, max_logprobs=max_logprobs)
+    fields |= structured_outputs(options.Grammar, options.Metadata)
+    fields["stream"] = stream
+    top_logprobs = fields.pop("top_logprobs", None)
+    request_id = options.CorrelationId or uuid.uuid4().hex
+    openai: ChatCompletionRequest | CompletionRequest
+    try:
+        if options.UseTokenizerTemplate and options.Messages:
+            fields |= _chat_fields(options, has_tool_parser=has_tool_parser)
+            if top_logprobs is not None:
+                fields |= {"logprobs": True, "top_logprobs": top_logprobs}
+            openai = ChatCompletionRequest(**fields)
+        else:
+            openai = CompletionRequest(prompt=_raw_prompt(options), logprobs=top_logprobs, max_tokens=None, **fields)
+    except pydantic.ValidationError as error:
+        raise _from_pydantic(error) from None
+    except VLLMValidationError as error:
+        raise from_vllm(error) from None
+    return GenerationRequest(openai, request_id, options.Tokens if options.Tokens > 0 else None, top_logprobs)
+
+
+def from_vllm(error: Exception, prompt_field: str = "Prompt") -> InvalidRequest:
+    """vLLM's refusal of a request, under the wire's name of the field."""
+    parameter = getattr(error, "parameter", None)
+    field = WIRE_NAMES.get(str(parameter), str(parameter)) if parameter else prompt_field
+    if field == "Prompt":
+        field = prompt_field
+    # str() would repeat the parameter's name and the whole value, which may be the prompt.
+    return InvalidRequest(field, str(error.args[0]) if error.args else str(error))
+
+
+def _raw_prompt(options: pb.PredictOptions) -> str:
+    if not options.Prompt:
+        empty = "Prompt is empty, and no Messages are given" if options.UseTokenizerTemplate else "is empty"
+        raise InvalidRequest("Prompt", empty)
+    return str(options.Prompt)
+
+
+def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[str, Any]:
+    fields: dict[str, Any] = {"messages": openai_messages(options.Messages)}
+    tools = openai_tools(options.Tools)
+    choice = openai_tool_choice(options.ToolChoice, tools)
+    if tools and choice != "none":
+        if not has_tool_parser and choice != "auto":
+            raise InvalidRequest(
+                "ToolChoice", "only auto and none work for a model that was loaded without tool_parser"
+            )
+        # Without a parser the template still shows the tools, and the caller finds the calls in the text.
+        fields |= {"tools": tools, "tool_choice": choice if has_tool_parser else "none"}
+    elif not tools and choice not in ("auto", "none"):
+        raise InvalidRequest("ToolChoice", f"{options.ToolChoice} needs Tools, and there are none")
+    kwargs = _template_kwargs(options)
+    if effort := options.Metadata.get("reasoning_effort", ""):
+        if effort not in REASONING_EFFORTS:
+            raise InvalidRequest(
+                'Metadata["reasoning_effort"]', f"{effort!r} is unknown; use one of {', '.join(REASONING_EFFORTS)}"
+            )
+        fields["reasoning_effort"] = effort
+        kwargs.pop("reasoning_effort", None)
+    if kwargs:
+        fields["chat_template_kwargs"] = kwargs
+    return fields
+
+
+def _template_kwargs(options: pb.PredictOptions) -> dict[str, Any]:
+    field = 'Metadata["chat_template_kwargs"]'
+    text = options.Metadata.get("chat_template_kwargs", "")
+    kwargs = parse_json(field, text) if text.strip() else {}
+    if not isinstance(kwargs, dict):
+        raise InvalidRequest(field, "must be a JSON object")
+    kwargs = {name: value for name, value in kwargs.items() if name not in _RESERVED_TEMPLATE_KWARGS}
+    if thinking := options.Metadata.get("enable_thinking", ""):
+        if thinking not in ("true", "false"):
+            raise InvalidRequest('Metadata["enable_thinking"]', f"{thinking!r} is unknown; use true or false")
+        kwargs["enable_thinking"] = thinking == "true"
+    return kwargs
+
+
+def _from_pydantic(error: pydantic.ValidationError) -> InvalidRequest:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    return InvalidRequest(WIRE_NAMES.get(name, name or "request"), problem["msg"])

@@ -1,0 +1,50 @@
+"""Text -> token ids and back, by the tokenizer and the template that generation uses."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.renderers.params import TokenizeParams
+from vllm.utils.mistral import is_mistral_tokenizer
+
+from common.errors import InvalidRequest
+from common.generation import Generator
+from common.request import GenerationRequest
+from common.vllm_errors import translated
+
+
+async def tokenize(generator: Generator, request: GenerationRequest) -> list[int]:
+    """The ids of a request's prompt: the rendered chat, or the raw text with the special tokens its model adds.
+
+    Texts longer than the context are fine: the orchestrator counts them in order to cut them.
+    """
+    renderer = generator.llm.renderer
+    with translated(request.prompt_field):
+        if request.is_chat:
+            chat: Any = request.openai
+            defaults = {
+                "tools": [tool.model_dump() for tool in chat.tools] if chat.tools else None,
+                "tokenize": is_mistral_tokenizer(renderer.tokenizer),
+            }
+            params = chat.build_chat_params(None, "auto").with_defaults(defaults)
+            limits = TokenizeParams(max_total_tokens=None, add_special_tokens=False)
+            _, (prompt,) = await renderer.render_chat_async([chat.messages], params, limits, skip_mm_cache=True)
+        else:
+            limits = TokenizeParams(max_total_tokens=None, add_special_tokens=True)
+            text = {"prompt": request.openai.prompt}
+            (prompt,) = await renderer.render_cmpl_async([text], limits, skip_mm_cache=True)
+    return list(prompt["prompt_token_ids"])
+
+
+async def detokenize(generator: Generator, token_ids: Sequence[int]) -> str:
+    """The text of `token_ids`, special tokens included.
+
+    Raises:
+        InvalidRequest: an id outside the vocabulary.
+
+    """
+    size = generator.model_config.get_vocab_size()
+    for index, token_id in enumerate(token_ids):
+        if not 0 <= token_id < size:
+            raise InvalidRequest(f"tokens[{index}]", f"{token_id} is not a token id; use 0 to {size - 1}")
+    # Runs in the renderer's pool; vLLM gives it no public name.
+    return str(await generator.llm.renderer._async_tokenizer_decode(list(token_ids)))

@@ -1,0 +1,80 @@
+"""`Tools` and `ToolChoice` in every shape that the orchestrator's endpoints send them -> OpenAI's."""
+
+from typing import Any
+
+from common.errors import InvalidRequest
+from common.messages import parse_json
+
+_CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
+
+
+def openai_tools(text: str) -> list[dict[str, Any]]:
+    """The functions of a `Tools` field; empty when it is.
+
+    Raises:
+        InvalidRequest: not an array of OpenAI function tools.
+
+    """
+    if not text.strip():
+        return []
+    tools = parse_json("Tools", text)
+    if tools is None:
+        return []
+    if not isinstance(tools, list):
+        raise InvalidRequest("Tools", "must be a JSON array of tools")
+    return [_tool(f"Tools[{index}]", tool) for index, tool in enumerate(tools)]
+
+
+def openai_tool_choice(text: str, tools: list[dict[str, Any]]) -> str | dict[str, Any]:
+    """`"auto"`, `"none"`, `"required"`, or OpenAI's object for one named function; `"auto"` when not given.
+
+    Takes JSON-quoted and bare words, OpenAI's and Anthropic's objects, and either of them encoded twice.
+
+    Raises:
+        InvalidRequest: another shape, or a function that is not among `tools`.
+
+    """
+    choice: Any = text.strip()
+    for _ in range(3):  # bare, quoted, and quoted again
+        if not isinstance(choice, str) or choice in _CHOICES or choice == "":
+            break
+        choice = parse_json("ToolChoice", choice) if choice[:1] in '"{n' else _unknown(text)
+    if choice is None or choice == "":
+        return "auto"
+    if isinstance(choice, str):
+        return _CHOICES[choice] if choice in _CHOICES else _unknown(text)
+    if not isinstance(choice, dict):
+        return _unknown(text)
+    kind = choice.get("type")
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else choice.get("name")
+    if kind in _CHOICES and not name:
+        return _CHOICES[str(kind)]
+    if not isinstance(name, str) or not name:
+        return _unknown(text)
+    names = [tool["function"]["name"] for tool in tools]
+    if name not in names:
+        raise InvalidRequest("ToolChoice", f"no function {name!r} in Tools; it has {', '.join(names) or 'none'}")
+    return {"type": "function", "function": {"name": name}}
+
+
+def _tool(where: str, tool: Any) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or tool.get("type", "function") != "function":
+        raise InvalidRequest(where, 'must be {"type": "function", "function": {"name", "description", "parameters"}}')
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest(f"{where}.function.name", "must be a string that is not empty")
+    parameters = function.get("parameters")
+    if not isinstance(parameters, dict | None):
+        raise InvalidRequest(f"{where}.function.parameters", "must be a JSON schema object, or null")
+    kept = {key: function[key] for key in ("description", "parameters", "strict") if function.get(key) is not None}
+    return {"type": "function", "function": {"name": name, **kept}}
+
+
+def _unknown(text: str) -> str:
+    shown = text if len(text) <= 80 else text[:80] + "…"
+    raise InvalidRequest(
+        "ToolChoice",
+        f'{shown} is unknown; use auto, none, required, or {{"type": "function", "function": {{"name": …}}}}',
+    )

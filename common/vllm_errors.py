@@ -1,0 +1,48 @@
+"""vLLM's exceptions -> ours. vLLM's own classification (what its HTTP server would answer) decides the kind."""
+
+import contextlib
+from collections.abc import Iterator
+
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from common.errors import BackendError, EngineGone, Overloaded, Unsupported
+from common.request import from_vllm
+
+ENGINE_DIED = "the engine died; its last error is in the log"
+ENGINE_STOPPING = "the engine is being shut down"
+
+
+@contextlib.contextmanager
+def translated(prompt_field: str) -> Iterator[None]:
+    """Raise our exceptions for vLLM's; `prompt_field` is named where vLLM names none.
+
+    What vLLM would answer with 500 passes unchanged: it is a bug, ours or vLLM's.
+    """
+    try:
+        yield
+    except BackendError:
+        raise
+    except EngineDeadError as error:
+        raise EngineGone(ENGINE_DIED) from error
+    except EngineGenerateError as error:
+        # Its own text is empty.
+        raise _translate(error.__cause__ or error, prompt_field) from error
+    except Exception as error:  # every kind is looked up, and the unknown ones go on
+        translation = _translate(error, prompt_field)
+        if translation is error:
+            raise
+        raise translation from error
+
+
+def _translate(error: BaseException, prompt_field: str) -> BaseException:
+    if not isinstance(error, Exception):
+        return error
+    code = create_error_response(error).error.code
+    if code in (400, 404, 422):
+        return from_vllm(error, prompt_field)
+    if code == 501:
+        return Unsupported(str(error))
+    if code == 503:
+        return Overloaded(str(error))
+    return error

@@ -1,0 +1,48 @@
+"""The models of the demo and the tests, made here on demand: none is fetched from a model hub.
+
+`smollm2`
+    SmolLM2-135M-Instruct, a small but real chat model. Its weights come out of a Python package.
+`scripted`
+    A toy of 0.6 M parameters, trained in seconds to give the answers in `tests.models.script` to the letter.
+    It is what a test needs that has to know the output beforehand: a real engine, real tokens, a real chat
+    template.
+
+`python -m tests.models NAME ...` makes what is missing and prints one folder a line; `ensure(NAME)` does it
+in Python. Importing this package or `tests.models.script` is cheap; torch and transformers are imported only
+to make a model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from tests.models import cache
+
+
+class MakeError(Exception):
+    """A model can't be made here; the message says what the user can do about it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is made. Raise `version` with any change to what ends up in the folder."""
+
+    module: str
+    version: int
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "smollm2": Recipe("tests.models.smollm2", 1),
+    "scripted": Recipe("tests.models.scripted", 1),
+}
+
+
+def ensure(name: str) -> Path:
+    """The folder of the model `name` (a key of `RECIPES`), made first if it is not there.
+
+    Making takes 10 to 30 seconds on two cores and shows its progress on stderr. Another process that wants
+    the same model meanwhile waits. Raises `MakeError`.
+    """
+    recipe = RECIPES[name]
+    return cache.folder(name, recipe.version, lambda into: import_module(recipe.module).make(into))
