@@ -18,9 +18,13 @@ demo: export PROMPT := $(PROMPT)
 demo: export MODEL := $(MODEL)
 demo: ## install, load a model (MODEL=folder or hub id; default: SmolLM2), stream the answer to PROMPT="..."
 	@./install.sh --extra demo
-	model=$$MODEL
-	[ -n "$$model" ] || model=$$($(PYTHON) -m tests.models smollm2)
-	./run.sh chat --model "$$model" "$$PROMPT"
+	if [ -n "$$MODEL" ]; then
+	    ./run.sh chat --model "$$MODEL" -- "$$PROMPT"
+	else
+	    # Made from 4-bit weights: half precision on top of that tips its answers over.
+	    model=$$($(PYTHON) -m tests.models smollm2)
+	    ./run.sh chat --model "$$model" --option=--dtype:float32 -- "$$PROMPT"
+	fi
 
 test: ## run the tests (TESTS=tests/unit for one room)
 	@./install.sh --extra demo --extra test

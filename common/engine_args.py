@@ -22,6 +22,7 @@ from vllm import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from common.cpu_defaults import cpu_defaults
 from common.errors import InvalidRequest, Unsupported
 from common.pb import backend_pb2 as pb
 
@@ -59,8 +60,12 @@ class LoadPlan:
             InvalidRequest: vLLM refused a value.
 
         """
+        args = self.engine_args
+        if current_platform.is_cpu():
+            # Not part of the plan: the memory that is free differs from call to call.
+            args = cpu_defaults(args) | args
         try:
-            return AsyncEngineArgs(**self.engine_args)
+            return AsyncEngineArgs(**args)
         except (ValueError, TypeError) as error:
             raise InvalidRequest("EngineArgs", _first_problem(error)) from error
 
@@ -75,12 +80,11 @@ def plan_load(options: pb.ModelOptions) -> LoadPlan:
     """
     _refuse_unsupported(options)
     model = resolve_model(options)
-    args = _platform_defaults()
     # One structured-output backend per engine: with "auto" the first odd request would fix it for all others.
-    args["structured_outputs_config"] = {"backend": "xgrammar"}
+    args: dict[str, Any] = {"structured_outputs_config": {"backend": "xgrammar"}}
     args |= {"model": model, "served_model_name": options.Model or model}
     args |= _typed_fields(options)
-    own, flags = _split_options(options.Options)
+    own, flags = _split_options(options.Options, options.ModelPath)
     args |= _flag_values(flags)
     args |= _engine_args_json(options.EngineArgs)
     tool_parser = own.get("tool_parser")
@@ -122,26 +126,6 @@ def _refuse_unsupported(options: pb.ModelOptions) -> None:
         raise Unsupported("LoraAdapter: this server loads models without adapters; leave it empty")
     if options.SwapSpace:
         logger.warning("SwapSpace: vLLM 0.32 has no swap space; the value %d has no effect", options.SwapSpace)
-
-
-def _platform_defaults() -> dict[str, Any]:
-    """What vLLM itself does not choose well on a CPU; every later source of arguments overrides it."""
-    if not current_platform.is_cpu():
-        return {}
-    # Compiling gains 7 % and costs minutes at each load, and fails where there is no compiler.
-    defaults: dict[str, Any] = {"enforce_eager": True}
-    if not _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}:
-        # Without BF16 units float32 decodes more than twice as fast as bfloat16.
-        defaults["dtype"] = "float32"
-    return defaults
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return set()
-    return {flag for line in re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE) for flag in line.split()}
 
 
 def _typed_fields(options: pb.ModelOptions) -> dict[str, Any]:
@@ -186,7 +170,9 @@ def _typed_fields(options: pb.ModelOptions) -> dict[str, Any]:
     return args
 
 
-def _split_options(entries: typing.Iterable[str]) -> tuple[dict[str, str], list[tuple[str, str | None]]]:
+def _split_options(
+    entries: typing.Iterable[str], model_path: str
+) -> tuple[dict[str, str], list[tuple[str, str | None]]]:
     """The backend's own options, and vLLM's flags as (flag, value or None)."""
     own: dict[str, str] = {}
     spelled: dict[str, str] = {}
@@ -203,6 +189,9 @@ def _split_options(entries: typing.Iterable[str]) -> tuple[dict[str, str], list[
                 flags.append((flag, value if separator else None))
         elif name in BACKEND_OPTIONS:
             own[name] = value
+        elif value and model_path and os.path.exists(os.path.join(model_path, value)):
+            # The orchestrator names the files it has fetched beside the model in this form; vLLM needs none of them.
+            logger.info("Options: %s is a companion file of the model; not used", entry)
         else:
             raise InvalidRequest("Options", f"{entry!r} is unknown{_closest(name, BACKEND_OPTIONS)}")
     return own | spelled, flags

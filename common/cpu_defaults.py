@@ -1,0 +1,55 @@
+"""What vLLM itself does not choose well on a CPU; whatever the user says comes before it.
+
+dtype              float32 where the CPU has no BF16 units: it decodes more than twice as fast there
+enforce_eager      true: compiling gains 7 % and costs minutes at each load, and fails without a compiler
+kv_cache_memory_bytes  a quarter of the memory that is free, at most 4 GiB; vLLM would ask for 92 % of all memory,
+                   and fail when anything else on the machine uses more than the rest
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+GIB = 1024**3
+MOST_KV_BYTES = 4 * GIB
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cpu_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Engine arguments to add to those `given` by the user."""
+    defaults: dict[str, Any] = {}
+    if "enforce_eager" not in given:
+        defaults["enforce_eager"] = True
+    if "dtype" not in given and not cpu_flags() & BF16_FLAGS:
+        defaults["dtype"] = "float32"
+    sizes = ("kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override")
+    if not any(name in given for name in sizes) and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        defaults["kv_cache_memory_bytes"] = min(available_memory() // 4, MOST_KV_BYTES)
+    return defaults
+
+
+def cpu_flags() -> set[str]:
+    """The instruction sets that the first CPU names in /proc/cpuinfo."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return set()
+    return {flag for line in re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE) for flag in line.split()}
+
+
+def available_memory() -> int:
+    """Bytes that this process can still take: of the machine, or of its control group where that has less."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
+            available = min(available, max(int(limit) - used, 0))
+    except (OSError, ValueError):
+        pass  # no limit, or no control groups
+    return available
