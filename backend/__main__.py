@@ -1,18 +1,22 @@
 """argv -> Settings -> run. Imports nothing heavy: the port must open before vLLM is imported."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
 import tempfile
+from typing import NoReturn
 
 from backend.settings import Settings, SettingsError, parse_settings
 
 logger = logging.getLogger("backend")
 
-# Requests in flight get this many seconds to finish after SIGTERM.
+# Requests in flight get this many seconds to finish once the process is to end.
 DRAIN_SECONDS = 2.0
+# What killing an engine that won't shut down may take on top of its own timeout.
+KILL_SECONDS = 2.0
 
 
 def main() -> None:
@@ -35,14 +39,13 @@ def main() -> None:
     import uvloop
 
     try:
-        cause = uvloop.run(serve(settings))
+        uvloop.run(serve(settings))
     except SettingsError as error:
         _exit(2, str(error))
-    _exit(1 if cause else 0, cause)
 
 
-async def serve(settings: Settings) -> str | None:
-    """Serve until told to stop; returns the cause where it is a failure.
+async def serve(settings: Settings) -> NoReturn:
+    """Serve until told to stop, or until the engine dies; then end the process.
 
     Raises:
         SettingsError: the address can't be listened on.
@@ -50,6 +53,7 @@ async def serve(settings: Settings) -> str | None:
     """
     from backend.lifecycle import Lifecycle
     from backend.server import build_server, listen
+    from common.processes import engine_processes, kill
 
     loop = asyncio.get_running_loop()
     lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout)
@@ -63,12 +67,16 @@ async def serve(settings: Settings) -> str | None:
 
     cause = await lifecycle.stopped()
     logger.info("stopping: %s", cause or "asked to")
-    await server.stop(0 if cause else DRAIN_SECONDS)
-    await lifecycle.close()
-    return cause
+    lifecycle.drain()
+    await server.stop(DRAIN_SECONDS)
+    with contextlib.suppress(TimeoutError):
+        # A load that hangs in a download has no processes to kill, and its thread can't be stopped.
+        await asyncio.wait_for(lifecycle.free(), settings.shutdown_timeout + KILL_SECONDS)
+    await kill(engine_processes())
+    _exit(1 if cause else 0, cause)
 
 
-def _exit(status: int, message: str | None) -> None:
+def _exit(status: int, message: str | None) -> NoReturn:
     """Leave at once. The message is the last line on stderr, where the orchestrator looks for the cause."""
     if message:
         sys.stderr.write(f"backend: {' '.join(message.split())}\n")

@@ -1,6 +1,5 @@
 """The one table from exceptions to gRPC status codes."""
 
-import asyncio
 import logging
 import traceback
 import uuid
@@ -21,7 +20,6 @@ STATUS_CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (MemoryError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.EngineGone, grpc.StatusCode.UNAVAILABLE),
-    (asyncio.TimeoutError, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
 
 

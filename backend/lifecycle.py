@@ -15,6 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from common.concurrency import to_its_end
 from common.engine_log import StageClock
 from common.errors import EngineGone, IdentityMismatch, InvalidRequest, LoadCancelled, LoadFailed, ModelNotLoaded
 from common.pb import backend_pb2 as pb
@@ -139,17 +140,18 @@ class Lifecycle:
         finally:
             watch.cancel()
 
-    async def close(self) -> None:
-        """The end: no load, no model, no engine process is left."""
+    def drain(self) -> None:
+        """Take no more requests, and give up a load that is running; `free` then ends the model."""
         if self.state is not State.FAILED:
             self.state = State.DRAINING
-        await self.free()
+        self._cancel_load()
 
     async def _load(self, options: pb.ModelOptions) -> None:
         if self._model is None:
             self.state = State.LOADING
         clock = self.load_clock = StageClock(lambda stage, seconds: logger.info("load: %s took %.1f s", stage, seconds))
-        clock.enter("importing vLLM")
+        if not self._warm.done():
+            clock.enter("importing vLLM")
         module = await asyncio.shield(self._warm)
         plan = await asyncio.to_thread(module.plan_load, options)
         if self._model is not None and self._model.plan == plan and not self._model.dead:
@@ -169,8 +171,8 @@ class Lifecycle:
     async def _close_model(self) -> None:
         model, self._model, self._identity = self._model, None, ""
         if model is not None:
-            # To its end, even when the caller goes away: half an engine is worse than a late answer.
-            await asyncio.shield(model.close(self._shutdown_timeout))
+            # Half an engine under the next one would be worse than a late answer.
+            await to_its_end(model.close(self._shutdown_timeout))
         if self.state is State.READY:
             self.state = State.NO_MODEL
 

@@ -5,13 +5,13 @@ import contextlib
 import gc
 import logging
 import time
-from typing import Any
 
 import psutil
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from common.engine_args import LoadPlan
+from common.concurrency import to_its_end
+from common.engine_args import LoadPlan, first_problem
 from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import LoadFailed
 from common.processes import adopt_orphans, engine_processes, kill
@@ -84,7 +84,7 @@ class Engine:
             try:
                 llm = await asyncio.shield(building)
             except asyncio.CancelledError:
-                await asyncio.shield(_abandon(building))
+                await to_its_end(_abandon(building))
                 raise
             except Exception as error:
                 await kill(engine_processes())
@@ -95,7 +95,7 @@ class Engine:
             # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
             await llm.get_supported_tasks()
         except BaseException:
-            await asyncio.shield(engine.stop(timeout=0))
+            await to_its_end(engine.stop(timeout=0))
             raise
         log.forget()
         return engine
@@ -131,7 +131,6 @@ async def _abandon(building: "asyncio.Future[AsyncLLM]") -> None:
 
 def _load_failure(error: Exception, lines: list[str]) -> str:
     """The sentence for LoadModel's caller: the children's last error, else our own exception."""
-    own: Any = error
-    if "Engine core initialization failed" not in str(error):
-        return f"{type(own).__name__}: {own}".strip()
-    return root_cause(lines) or str(error)
+    if "Engine core initialization failed" in str(error):
+        return root_cause(lines) or str(error)
+    return f"{type(error).__name__}: {first_problem(error)}"

@@ -65,9 +65,9 @@ class LoadPlan:
             # Not part of the plan: the memory that is free differs from call to call.
             args = cpu_defaults(args) | args
         try:
-            return AsyncEngineArgs(**args)
+            return AsyncEngineArgs(**{name: _as_config(name, value) for name, value in args.items()})
         except (ValueError, TypeError) as error:
-            raise InvalidRequest("EngineArgs", _first_problem(error)) from error
+            raise InvalidRequest("EngineArgs", first_problem(error)) from error
 
 
 def plan_load(options: pb.ModelOptions) -> LoadPlan:
@@ -116,6 +116,13 @@ def resolve_model(options: pb.ModelOptions) -> str:
     if not _HUB_ID.fullmatch(name) or ".." in name:
         raise InvalidRequest("Model", f"{name!r} is neither an existing folder nor a hub id such as Qwen/Qwen3-0.6B")
     return name
+
+
+def first_problem(error: Exception) -> str:
+    """What an exception says, without pydantic's framing and in one line."""
+    if isinstance(error, pydantic.ValidationError):
+        return str(error.errors(include_url=False, include_input=False, include_context=False)[0]["msg"])
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _refuse_unsupported(options: pb.ModelOptions) -> None:
@@ -229,7 +236,7 @@ def _flag_values(flags: list[tuple[str, str | None]]) -> dict[str, Any]:
         try:
             parsed = parser.parse_args([flag] if value is None else [flag, *_words(action, value)])
         except (ValueError, TypeError, KeyError) as error:
-            raise InvalidRequest("Options", f"{flag}: {_first_problem(error)}") from error
+            raise InvalidRequest("Options", f"{flag}: {first_problem(error)}") from error
         args[action.dest] = getattr(parsed, action.dest)
     return args
 
@@ -251,7 +258,7 @@ def _engine_args_json(text: str) -> dict[str, Any]:
 
 
 def _checked(where: str, name: str, value: Any) -> Any:
-    """`value` in the type of the engine argument `name`, which must exist; config objects are left to vLLM."""
+    """`value` in the type of the engine argument `name`, which must exist; objects stay as they came."""
     field = _FIELDS.get(name)
     if field is None:
         raise InvalidRequest(where, f"is not an engine argument of vLLM 0.32{_closest(name, _FIELDS)}")
@@ -259,14 +266,29 @@ def _checked(where: str, name: str, value: Any) -> Any:
         if field.default is None:
             return None
         raise InvalidRequest(where, "must not be null")
-    if isinstance(value, dict | list):
-        return value
     try:
+        if isinstance(value, dict):
+            _as_config(name, value)
+            return value
         return pydantic.TypeAdapter(cast("Any", field.type)).validate_python(value)
     except pydantic.ValidationError as error:
-        raise InvalidRequest(where, f"{value!r}: {_first_problem(error)}") from error
+        raise InvalidRequest(where, f"{value!r}: {first_problem(error)}") from error
     except pydantic.PydanticUserError:
         return value  # a type that pydantic can't describe; vLLM checks it itself
+
+
+def _as_config(name: str, value: Any) -> Any:
+    """A config object of vLLM for a JSON object, where the argument is one: some of these vLLM does not make itself.
+
+    Made anew for each engine, since vLLM writes into them.
+    """
+    if not isinstance(value, dict):
+        return value
+    kinds = typing.get_args(_FIELDS[name].type) or (_FIELDS[name].type,)
+    config = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+    if config is None or any(typing.get_origin(kind) is dict for kind in kinds):
+        return value
+    return pydantic.TypeAdapter(cast("Any", config)).validate_python(value)
 
 
 def _closest(name: str, valid: typing.Iterable[str]) -> str:
@@ -275,9 +297,3 @@ def _closest(name: str, valid: typing.Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]}?"
     return f"; use one of {', '.join(names)}" if len(names) < 10 else ""
-
-
-def _first_problem(error: Exception) -> str:
-    if isinstance(error, pydantic.ValidationError):
-        return str(error.errors(include_url=False)[0]["msg"])
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

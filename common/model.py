@@ -3,10 +3,12 @@
 Importing this module imports vLLM, which takes seconds; the process does so only when its port is open.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
 from common import reply, tokens
+from common.concurrency import to_its_end
 from common.engine import Engine
 from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
@@ -37,15 +39,21 @@ class Model:
         """
         engine = await Engine.start(plan, clock)
         try:
-            clock.enter("checking the parsers")
+            clock.enter("preparing parsers and templates")
             model = cls(engine, plan)
-        except (TypeError, KeyError, ValueError, RuntimeError) as error:
-            await engine.stop(timeout=0)
-            raise InvalidRequest("Options", f"tool_parser or reasoning_parser: {error}") from error
+            await asyncio.to_thread(model.warm_up)
+        except Exception as error:
+            await to_its_end(engine.stop(timeout=0))
+            named = ", ".join(filter(None, (plan.tool_parser, plan.reasoning_parser))) or "no parser"
+            raise InvalidRequest("Options", f"tool_parser, reasoning_parser ({named}): {error}") from error
         except BaseException:
-            await engine.stop(timeout=0)
+            await to_its_end(engine.stop(timeout=0))
             raise
         return model
+
+    def warm_up(self) -> None:
+        """Let the template engine compile what the first chat would otherwise wait for. Blocks."""
+        self._generator.renderer.warmup()
 
     @property
     def dead(self) -> bool:

@@ -1,0 +1,65 @@
+"""A real vLLM engine with the scripted model, one at a time, shared by all tests that load it the same way."""
+
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+
+from common.vllm_env import prepare_environment
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+prepare_environment()
+
+from common.engine_log import StageClock  # noqa: E402  # after the environment is prepared
+from common.model import Model, plan_load  # noqa: E402
+from common.pb import backend_pb2 as pb  # noqa: E402
+from tests.models import ensure  # noqa: E402
+
+MAX_MODEL_LEN = 1024
+STOP_SECONDS = 15.0
+
+
+class Engines:
+    """The one engine that runs, and how to get another."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, ...] | None = None
+        self._model: Model | None = None
+
+    async def get(self, *options: str) -> Model:
+        """The scripted model loaded with these `ModelOptions.Options`; another one goes first."""
+        if self._model is None or self._key != options:
+            await self.close()
+            wire = pb.ModelOptions(
+                Model=str(ensure("scripted")), DType="float32", MaxModelLen=MAX_MODEL_LEN, Options=options
+            )
+            self._model = await Model.load(plan_load(wire), StageClock(lambda _stage, _seconds: None))
+            self._key = options
+        return self._model
+
+    async def close(self) -> None:
+        """End the engine that runs, if any."""
+        model, self._model = self._model, None
+        if model is not None:
+            await model.close(STOP_SECONDS)
+
+
+@pytest.fixture(scope="session")
+async def engines() -> AsyncIterator[Engines]:
+    """All engines of the session, one after the other."""
+    engines = Engines()
+    yield engines
+    await engines.close()
+
+
+@pytest.fixture
+async def model(engines: Engines) -> Model:
+    """The scripted model with a parser for its tool calls."""
+    return await engines.get("tool_parser:hermes")
+
+
+@pytest.fixture
+async def thinking_model(engines: Engines) -> Model:
+    """The scripted model with parsers for its thoughts and its tool calls."""
+    return await engines.get("tool_parser:hermes", "reasoning_parser:qwen3")
