@@ -70,7 +70,9 @@ if [ -n "$torch_wheel" ] && [ -z "$torch_backend" ] && [ "$accelerator" = cpu ];
     source_args=("${find_links[@]}" --overrides packaging/wheel-folder-overrides.txt)
     torch_from=$torch_wheel
 else
-    python=3.12
+    # The machine's own Python where vLLM has wheels for it, otherwise one that uv fetches.
+    python=$(python3 -c 'import sys; v = sys.version_info[:2]; print("%d.%d" % v if (3, 11) <= v < (3, 15) else "3.12")' \
+        2>/dev/null || echo 3.12)
     backend=$torch_backend
     if [ "${backend:-auto}" = auto ]; then
         backend=auto

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import time
 
@@ -14,7 +13,7 @@ from common.concurrency import to_its_end
 from common.engine_args import LoadPlan, first_problem
 from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import LoadFailed
-from common.processes import adopt_orphans, engine_processes, kill
+from common.processes import adopt_orphans, engine_processes, give_memory_back, kill
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +111,8 @@ class Engine:
             await asyncio.to_thread(llm.shutdown, timeout)
         await kill(self._processes)
         del self.llm, llm
-        # __del__ would shut down once more, at a time of its own choosing.
-        await asyncio.to_thread(gc.collect)
+        # Collected now: __del__ would shut down once more, at a time of its own choosing.
+        await asyncio.to_thread(give_memory_back)
         logger.info("engine stopped in %.1f s", time.monotonic() - started)
 
 
