@@ -1,0 +1,173 @@
+"""Images, videos and audio clips: strings of the wire, in flat lists over all messages -> parts of the messages.
+
+Nothing is fetched or decoded here; `media_connector` does that. No text raised here holds anything of a payload.
+"""
+
+import base64
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import InvalidRequest
+from common.pb import backend_pb2 as pb
+
+MODALITIES = {"Images": "image", "Videos": "video", "Audios": "audio"}
+# The orchestrator's own, in prompts of models without a template for media.
+_MARKER = re.compile(r"(<__media__>|\[vid-\d+\])")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_PATH_MAX = 4096
+# The first that fits counts.
+_MAGIC = {
+    "image/png": rb"\x89PNG\r\n\x1a\n",
+    "image/jpeg": rb"\xff\xd8\xff",
+    "image/gif": rb"GIF8",
+    "image/webp": rb"RIFF....WEBP",
+    "image/bmp": rb"BM",
+    "image/tiff": rb"II\*\0|MM\0\*",
+    "image/avif": rb"....ftypavif",
+    "image/heic": rb"....ftyp(heic|heix|mif1)",
+    "video/mp4": rb"....ftyp",
+    "video/webm": rb"\x1a\x45\xdf\xa3",
+    "video/x-msvideo": rb"RIFF....AVI ",
+    "audio/wav": rb"RIFF....WAVE",
+    "audio/ogg": rb"OggS",
+    "audio/flac": rb"fLaC",
+    "audio/mpeg": rb"ID3|\xff[\xfb\xf3\xf2]",
+    "application/pdf": rb"%PDF-",
+    "application/zip": rb"PK\x03\x04",
+}
+# What holds sound, too, or, for a GIF, pictures that move.
+_ALSO = {("video/mp4", "audio"), ("video/webm", "audio"), ("audio/ogg", "video"), ("image/gif", "video")}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image, video or audio clip."""
+
+    where: str
+    """The wire's name: `Images[0]`."""
+    modality: str
+    """image, video or audio."""
+    url: str = field(repr=False)
+    """data:, http(s): or file:, after `where` and a space; only `media_connector` takes such a URL."""
+
+    @property
+    def part(self) -> dict[str, Any]:
+        """The content part of an OpenAI message."""
+        kind = f"{self.modality}_url"
+        return {"type": kind, kind: {"url": self.url}}
+
+
+def media_items(options: pb.PredictOptions) -> tuple[Item, ...]:
+    """All media of a request: images, then videos, then audio clips.
+
+    Raises:
+        InvalidRequest: an entry is neither base64, a data: URI, an http(s) URL nor an absolute path, or it is empty, or
+            its first bytes are of another modality. Nothing is fetched or decoded here.
+
+    """
+    return tuple(
+        Item(where, modality, f"{where} {_url(where, modality, text.strip())}")
+        for name, modality in MODALITIES.items()
+        for index, text in enumerate(getattr(options, name))
+        for where in [f"{name}[{index}]"]
+    )
+
+
+def source(text: str) -> str:
+    """What an entry is: "data", "http", "path", "base64", or "unknown" for any other scheme. Never looks at a disk.
+
+    Base64 may begin with a slash as paths do: every JPEG and MP3 does. It is base64 if known media begin that way.
+    """
+    if text[:5].lower() == "data:":
+        return "data"
+    if scheme := _SCHEME.match(text):
+        return "http" if scheme[0].lower() in ("http:", "https:") else "unknown"
+    if text.startswith("/") and len(text) <= _PATH_MAX and sniff(_first_bytes(text)) is None:
+        return "path"
+    return "base64"
+
+
+def sniff(data: bytes) -> str | None:
+    """The media type that `data` begins like."""
+    return next((kind for kind, magic in _MAGIC.items() if re.match(magic, data, re.DOTALL)), None)
+
+
+def fields_of(items: Iterable[Item]) -> str:
+    """The wire's fields that `items` came in: `Images, Audios`."""
+    return ", ".join(dict.fromkeys(item.where.partition("[")[0] for item in items))
+
+
+def place(messages: list[dict[str, Any]], items: Sequence[Item]) -> None:
+    """Put `items` into OpenAI `messages`, in place: where a marker stands, the others before the last user's text.
+
+    A marker `<__media__>` takes the next audio clip, then the next image; `[vid-N]` takes the video N. A marker for
+    which there is nothing stays text.
+
+    Raises:
+        InvalidRequest: there is no message of a user.
+
+    """
+    if not items:
+        return
+    users = [message for message in messages if message["role"] == "user"]
+    if not users:
+        raise InvalidRequest(items[0].where, "there is no message of the role user that it could belong to")
+    unplaced = list(items)
+    for message in users:
+        if _MARKER.search(message["content"]):
+            message["content"] = list(_parts(message["content"], unplaced))
+    if unplaced:
+        content = users[-1]["content"]
+        text = list(_parts(content, [])) if isinstance(content, str) else content
+        users[-1]["content"] = [*(item.part for item in unplaced), *text]
+
+
+def _url(where: str, modality: str, text: str) -> str:
+    kind = source(text)
+    if kind == "unknown":
+        raise InvalidRequest(where, "is neither base64, a data: URI, an http(s) URL nor an absolute path")
+    if kind in ("http", "path"):
+        return text if kind == "http" else Path(text).as_uri()
+    stated = ""
+    if kind == "data":
+        header, comma, text = text.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise InvalidRequest(where, "is a data: URI without `;base64,`")
+        stated = header[len("data:") : -len(";base64")]
+    text = "".join(text.split())
+    if not text:
+        raise InvalidRequest(where, "is empty")
+    found = sniff(_first_bytes(text))
+    if found and not found.startswith(modality) and (found, modality) not in _ALSO:
+        raise InvalidRequest(where, f"holds {found}, which is not of the kind {modality}")
+    return f"data:{found or stated};base64,{text}"
+
+
+def _first_bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text[:24], validate=True)
+    except ValueError:
+        return b""
+
+
+def _parts(text: str, unplaced: list[Item]) -> Iterator[dict[str, Any]]:
+    """The parts of a text with markers; takes the items that it uses out of `unplaced`."""
+    for piece in filter(None, _MARKER.split(text)):
+        if item := _marked(piece, unplaced):
+            unplaced.remove(item)
+            yield item.part
+        else:
+            yield {"type": "text", "text": piece}
+
+
+def _marked(piece: str, items: Iterable[Item]) -> Item | None:
+    if piece == "<__media__>":
+        sounds_first = sorted(items, key=lambda item: item.modality)
+        return next((item for item in sounds_first if item.modality != "video"), None)
+    if _MARKER.fullmatch(piece):
+        number = int(piece[len("[vid-") : -1])
+        return next((item for item in items if item.where == f"Videos[{number}]"), None)
+    return None

@@ -1,0 +1,261 @@
+"""What is fetched and decoded, from where, and how each refusal is named; no network, no engine."""
+
+import base64
+import io
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+
+from common import media_connector
+from common.engine_args import plan_load
+from common.errors import BackendError, InvalidRequest, Unsupported
+from common.media import Item, media_items
+from common.media_connector import NO_DOMAIN, Connector, named
+from common.pb import backend_pb2 as pb
+
+PUBLIC, PRIVATE = (
+    "93.184.215.14",
+    ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "::1", "fd00::1", "100.64.0.1"],
+)
+
+
+def png(width: int = 4, height: int = 4) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def url(text: str, field: str = "Images") -> str:
+    options = pb.PredictOptions()
+    getattr(options, field).append(text)
+    (item,) = media_items(options)
+    return item.url
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def refusal(connector: Any, text: str, field: str = "Images") -> str:
+    fetch = {"Images": connector.fetch_image, "Videos": connector.fetch_video, "Audios": connector.fetch_audio}[field]
+    with pytest.raises(InvalidRequest) as caught:
+        fetch(url(text, field))
+    assert caught.value.field == f"{field}[0]"
+    assert caught.value.__cause__ is None
+    return str(caught.value)
+
+
+def test_vllm_uses_it() -> None:
+    assert isinstance(MEDIA_CONNECTOR_REGISTRY.load("http"), Connector)
+
+
+async def test_image() -> None:
+    for image in (
+        Connector().fetch_image(url(b64(png(3, 2)))),
+        await Connector().fetch_image_async(url(b64(png(3, 2)))),
+    ):
+        assert (image.size, image.mode) == ((3, 2), "RGB")
+        assert image.original_bytes == png(3, 2)
+
+
+@given(st.binary(min_size=1, max_size=300))
+@example(png()[:60])
+@example(b"P6 secretsecretsecret 1 255\n")
+@example(b"/* XPM */ secret")
+def test_any_bytes_are_an_image_or_refused(data: bytes) -> None:
+    try:
+        image = Connector().fetch_image(url(b64(data)))
+    except InvalidRequest as refused:
+        field, text = refused.field, str(refused)
+        assert "secret" not in text
+        assert field == "Images[0]"
+    else:
+        assert image.width * image.height > 0
+
+
+@given(st.binary(max_size=20), st.integers(0, 200))
+def test_a_damaged_image_is_an_image_or_refused(patch: bytes, offset: int) -> None:
+    data = png(30, 30)
+    data = data[:offset] + patch + data[offset + len(patch) :]
+    try:
+        assert Connector().fetch_image(url(b64(data)))
+    except InvalidRequest as refused:
+        field = refused.field
+        assert field == "Images[0]"
+
+
+def test_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_connector, "MAX_IMAGE_PIXELS", 20)
+    assert refusal(Connector(), b64(png(7, 3))).startswith("Images[0]: has 7x3 pixels; 20 are allowed")
+    assert Connector().fetch_image(url(b64(png(5, 4))))
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "30")
+    assert Connector().fetch_image(url(b64(png(7, 3))))
+    monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "6")
+    assert "6 are allowed" in refusal(Connector(), b64(png(7, 3)))
+
+
+def test_paths_are_off() -> None:
+    for path in ("/etc/hostname", "/no/such/file"):
+        assert "allowed_local_media_path" in refusal(Connector(), path)
+        assert path not in refusal(Connector(), path)
+
+
+def test_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "a ü#?%20"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a b#c.png").write_bytes(png())
+    (tmp_path / "secret.png").write_bytes(png())
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "inside.png").symlink_to(folder / "sub" / "a b#c.png")
+    (folder / "broken.png").write_bytes(png()[:50])
+    connector = Connector(allowed_local_media_path=str(folder))
+    for good in ("sub/a b#c.png", "inside.png", "sub/../sub/a b#c.png"):
+        assert connector.fetch_image(url(f"{folder}/{good}")).size == (4, 4)
+    for outside in ("link.png", "../secret.png", "../none.png", "."):
+        assert "outside" in refusal(connector, f"{folder}/{outside}")
+    assert "no regular file" in refusal(connector, f"{folder}/none.png")
+    assert "no regular file" in refusal(connector, f"{folder}/sub")
+    assert refusal(connector, f"{folder}/broken.png").startswith("Images[0]: ")
+    assert refusal(connector, f"{folder}/a\0b.png").startswith("Images[0]: ")
+    assert refusal(connector, "/" + "a" * 300).startswith("Images[0]: ")
+
+
+class Web:
+    """A connection that answers everything with one image, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def get_bytes(self, url: str, *, timeout: Any, allow_redirects: bool, max_bytes: Any = None) -> bytes:
+        assert not allow_redirects
+        self.asked.append(url)
+        return png()
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [(0, 0, 0, "", (address, 0)) for address in addresses])
+
+
+async def test_allowed_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve(monkeypatch, PUBLIC)
+    web = Web()
+    connector = Connector(connection=web, allowed_media_domains=["pictures.example"])
+    assert connector.fetch_image(url("https://pictures.example/a.png?b=c")).size == (4, 4)
+    assert (await connector.fetch_image_async(url("HTTP://Pictures.Example:8080/b.png"))).size == (4, 4)
+    assert web.asked == ["https://pictures.example/a.png?b=c", "http://pictures.example:8080/b.png"]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_private_addresses(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    resolve(monkeypatch, PUBLIC, address)
+    web = Web()
+    connector = Connector(connection=web, allowed_media_domains=["pictures.example"])
+    assert "private address" in refusal(connector, "http://pictures.example/a.png")
+    assert not web.asked
+
+
+@pytest.mark.parametrize("domains", [None, [], [NO_DOMAIN], ["pictures.example"]])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://other.example/a.png?token=secret",
+        "http://pictures.example.other.example/",
+        "http://pictures.example@other.example/",
+        "http://127.0.0.1/",
+        "http://[::1]/",
+        "http://",
+        "http://other.example\\@pictures.example/",
+    ],
+)
+def test_other_domains(domains: list[str] | None, text: str) -> None:
+    web = Web()
+    details = refusal(Connector(connection=web, allowed_media_domains=domains), text)
+    assert "secret" not in details
+    assert not web.asked
+
+
+def test_host_that_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise socket.gaierror(-2, "secret.example")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    connector = Connector(allowed_media_domains=["secret.example"])
+    assert refusal(connector, "http://secret.example/") == "Images[0]: can't be fetched or read (gaierror)"
+
+
+def test_nothing_is_allowed_unless_configured(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    model = str(tmp_path)
+    assert plan_load(pb.ModelOptions(Model=model)).engine_args["allowed_media_domains"] == [NO_DOMAIN]
+    configured = pb.ModelOptions(Model=model, EngineArgs='{"allowed_media_domains": ["a.example"]}')
+    assert plan_load(configured).engine_args["allowed_media_domains"] == ["a.example"]
+    with pytest.raises(InvalidRequest, match="allowed_local_media_path"):
+        plan_load(pb.ModelOptions(Model=model, Options=["--allowed-local-media-path:/no/such/folder"]))
+
+
+def test_video(tmp_path: Path) -> None:
+    cv2: Any = pytest.importorskip("cv2")
+    np: Any = pytest.importorskip("numpy")
+    file = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 32))
+    for shade in (0, 80, 160, 240):
+        writer.write(np.full((32, 32, 3), shade, np.uint8))
+    writer.release()
+    frames, metadata = Connector().fetch_video(url(b64(file.read_bytes()), "Videos"))
+    assert frames.shape == (4, 32, 32, 3)
+    assert metadata["total_num_frames"] == 4
+    for damaged in (file.read_bytes()[:100], b"secret" * 20):
+        assert "secret" not in refusal(Connector(), b64(damaged), "Videos")
+
+
+def test_audio() -> None:
+    wav = b"RIFF\x2c\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80\x3e\0\0\0\x7d\0\0\2\0\x10\0data\x08\0\0\0" + b"\0\x20" * 4
+    try:
+        samples, rate = Connector().fetch_audio(url(b64(wav), "Audios"))
+    except Unsupported as unsupported:
+        text = str(unsupported)
+        assert text.startswith("Audios[0]: ")
+        assert "audio" in text
+    else:
+        assert (list(samples), rate) == ([0.25] * 4, 16000)
+        assert "secret" not in refusal(Connector(), b64(b"secret" * 20), "Audios")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("tiny is not a multimodal model"), "Images: this model takes text only"),
+        (ValueError("Failed to apply XProcessor on data={'text': 'secret'}"), "Images: the model's processor"),
+        (ValueError("The audio (len=5) is too short"), "Images: The audio (len=5) is too short"),
+        (RuntimeError("Expected there to be 1 prompt updates, found 0"), "Images: the prompt must hold"),
+        (AssertionError("Failed to apply prompt replacement for mm_items['image'][0]"), "Images: the prompt must hold"),
+    ],
+)
+def test_named(error: Exception, words: str) -> None:
+    items = [Item("Images[0]", "image", "Images[0] data:;base64,secret")]
+    with pytest.raises(InvalidRequest) as caught, named(items):
+        raise error
+    assert str(caught.value).startswith(words)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(type(error)), named([]):
+        raise error
+
+
+def test_a_library_that_is_missing() -> None:
+    with pytest.raises(Unsupported, match="Audios: "), named([Item("Audios[0]", "audio", "")]):
+        raise ModuleNotFoundError("torchaudio")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("other"), ValueError("other"), KeyError("x"), BackendError("x"), VLLMValidationError("x")]
+)
+def test_not_named(error: Exception) -> None:
+    with pytest.raises(type(error)), named([Item("Images[0]", "image", "")]):
+        raise error
