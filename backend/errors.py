@@ -10,6 +10,9 @@ from common import errors
 
 logger = logging.getLogger(__name__)
 
+# Peers refuse more than 8 KiB of headers in all, and a byte may take three when encoded.
+MOST_BYTES = 2000
+
 STATUS_CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.Unsupported, grpc.StatusCode.UNIMPLEMENTED),
@@ -30,9 +33,15 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     """
     for kind, code in STATUS_CODES:
         if isinstance(error, kind):
-            return code, str(error) or type(error).__name__
+            return code, _clipped(str(error) or type(error).__name__)
     incident = uuid.uuid4().hex[:12]
     frames = "".join(traceback.format_tb(error.__traceback__))
     logger.error("internal error %s: %s\n%s", incident, type(error).__name__, frames)
     logger.debug("internal error %s: %s", incident, error)
     return grpc.StatusCode.INTERNAL, f"internal error {incident}; the server's log has the details"
+
+
+def _clipped(text: str) -> str:
+    """`text` as it fits into a header, whatever a caller's value put into it."""
+    data = text.encode(errors="replace")
+    return data.decode() if len(data) <= MOST_BYTES else data[:MOST_BYTES].decode(errors="ignore") + "…"

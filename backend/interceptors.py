@@ -5,8 +5,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from backend.errors import status_of
+from common.errors import InvalidRequest
 
 # Generic in its stubs, but not at run time.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -50,11 +52,33 @@ class StatusMapping(grpc.aio.ServerInterceptor):
             factory, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
         else:
             factory, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        return factory(_mapped(behaviour), handler.request_deserializer, handler.response_serializer)
+        deserializer = _forgiving(handler.request_deserializer)
+        return factory(_mapped(behaviour), deserializer, handler.response_serializer)
+
+
+class _Malformed:
+    """Stands for a request whose bytes are no message of its type."""
+
+
+_MALFORMED = InvalidRequest("request", "its bytes are not a message of this RPC's type")
+
+
+def _forgiving(deserializer: Any) -> Any:
+    """gRPC answers bytes that it can't read with UNKNOWN and logs a traceback; they are the caller's mistake."""
+
+    def deserialize(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError:
+            return _Malformed
+
+    return deserialize
 
 
 def _mapped(behaviour: Any) -> Any:
     async def mapped(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        if request is _Malformed:
+            await context.abort(*status_of(_MALFORMED))
         try:
             return await behaviour(request, context)
         except grpc.aio.AbortError:

@@ -56,7 +56,7 @@ class Lifecycle:
         self._model: Model | None = None
         self._identity = ""
         self._turn = asyncio.Lock()
-        self._load_task: asyncio.Task[Any] | None = None
+        self._loads: set[asyncio.Task[None]] = set()
         self._warm: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._stop: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
 
@@ -103,27 +103,22 @@ class Lifecycle:
             InvalidRequest, Unsupported, LoadFailed: with a text for LoadModel's caller.
 
         """
-        async with self._turn:
-            if self.state in (State.DRAINING, State.FAILED):
-                raise EngineGone(f"the server is {self.state.value}")
-            task = self._load_task = asyncio.create_task(self._load(options))
-            try:
-                await task
-            except asyncio.CancelledError:
-                current = asyncio.current_task()
-                if current is not None and current.cancelling():
-                    logger.info("load cancelled: its caller went away")
-                    raise
-                raise LoadCancelled("the load was cancelled: Free or a shutdown came first") from None
-            finally:
-                self._load_task = self.load_clock = None
-                if self.state is State.LOADING:
-                    self.state = State.READY if self._model else State.NO_MODEL
-            self._identity = options.Model
+        task = asyncio.create_task(self._load_in_turn(options))
+        self._loads.add(task)
+        try:
+            await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                logger.info("load cancelled: its caller went away")
+                raise
+            raise LoadCancelled("the load was cancelled: Free or a shutdown came first") from None
+        finally:
+            self._loads.discard(task)
 
     async def free(self) -> None:
-        """Unload: cancel a running load, abort what runs, stop the engine. Nothing to do without a model."""
-        self._cancel_load()
+        """Unload: cancel loads that run or wait, abort requests, stop the engine. Nothing to do without a model."""
+        self._cancel_loads()
         async with self._turn:
             await self._close_model()
 
@@ -144,7 +139,19 @@ class Lifecycle:
         """Take no more requests, and give up a load that is running; `free` then ends the model."""
         if self.state is not State.FAILED:
             self.state = State.DRAINING
-        self._cancel_load()
+        self._cancel_loads()
+
+    async def _load_in_turn(self, options: pb.ModelOptions) -> None:
+        async with self._turn:
+            if self.state in (State.DRAINING, State.FAILED):
+                raise EngineGone(f"the server is {self.state.value}")
+            try:
+                await self._load(options)
+                self._identity = options.Model
+            finally:
+                self.load_clock = None
+                if self.state is State.LOADING:
+                    self.state = State.READY if self._model else State.NO_MODEL
 
     async def _load(self, options: pb.ModelOptions) -> None:
         if self._model is None:
@@ -176,9 +183,9 @@ class Lifecycle:
         if self.state is State.READY:
             self.state = State.NO_MODEL
 
-    def _cancel_load(self) -> None:
-        if self._load_task is not None:
-            self._load_task.cancel()
+    def _cancel_loads(self) -> None:
+        for task in self._loads:
+            task.cancel()
 
     async def _watch(self) -> None:
         """An engine that died never comes back; only the end of this process makes the orchestrator start another."""

@@ -49,7 +49,7 @@ class BackendServicer(pb_grpc.BackendServicer):
         try:
             await self._lifecycle.load(request)
         except BackendError as error:
-            return pb.Result(success=False, message=str(error))
+            return pb.Result(success=False, message=str(error).encode(errors="replace").decode())
         return pb.Result(success=True, message="model loaded")
 
     async def Free(self, _request: pb.HealthMessage, _context: Context) -> pb.Result:

@@ -82,13 +82,12 @@ def _address(text: str) -> str:
         if not text.removeprefix("unix:").removeprefix("//"):
             raise SettingsError("--addr unix: needs a path after the colon")
         return text
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    match = re.fullmatch(r"(\[[^\[\]]+\]|[^\[\]]+):([0-9]{1,5})", text)
+    if not match or int(match[2]) > 65535:
         msg = f"--addr {text}: use HOST:PORT with a port from 0 to 65535, [IPv6]:PORT, or unix:PATH"
         raise SettingsError(msg)
-    if ":" in host and not re.fullmatch(r"\[[^\[\]]+\]", host):
-        host = f"[{host}]"
-    return f"{host}:{int(port)}"
+    host = match[1] if ":" not in match[1] or match[1].startswith("[") else f"[{match[1]}]"
+    return f"{host}:{int(match[2])}"
 
 
 def _number(flag: str, text: str, low: float, high: float, *, whole: bool = False) -> float:

@@ -6,13 +6,16 @@ import logging
 import time
 
 import psutil
+from vllm.config import VllmConfig
+from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.concurrency import to_its_end
 from common.engine_args import LoadPlan, first_problem
 from common.engine_log import EngineLog, StageClock, root_cause
-from common.errors import LoadFailed
+from common.errors import InvalidRequest, LoadFailed
+from common.parsers import ParserChoice, choose_parsers
 from common.processes import adopt_orphans, engine_processes, give_memory_back, kill
 
 logger = logging.getLogger(__name__)
@@ -28,11 +31,13 @@ class Engine:
 
     Attributes:
         llm: vLLM's own handle; alive until `stop`.
+        parsers: what its answers are parsed with, proved against its tokenizer.
 
     """
 
-    def __init__(self, llm: AsyncLLM, processes: list[psutil.Process], log: EngineLog) -> None:
+    def __init__(self, llm: AsyncLLM, parsers: ParserChoice, processes: list[psutil.Process], log: EngineLog) -> None:
         self.llm = llm
+        self.parsers = parsers
         self._processes = processes
         self._log = log
 
@@ -56,40 +61,43 @@ class Engine:
         Cancelling kills the processes started so far and returns once none is left.
 
         Raises:
-            InvalidRequest: vLLM refused an argument before it started anything.
+            InvalidRequest: an argument that vLLM refuses, or a parser that doesn't exist or doesn't fit; nothing has
+                been started then.
             LoadFailed: with the root cause, out of the children's output where it came from there.
 
         """
         adopt_orphans()
-        args = plan.build()
         loop = asyncio.get_running_loop()
         clock.enter("reading the model's configuration")
 
         def enter(stage: str) -> None:
             loop.call_soon_threadsafe(clock.enter, stage)
 
-        def build() -> AsyncLLM:
-            config = args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        def build() -> tuple[AsyncLLM, ParserChoice]:
+            config, parsers = _configure(plan)
             enter("spawning the engine process")
-            return AsyncLLM.from_vllm_config(
+            llm = AsyncLLM.from_vllm_config(
                 config,
                 usage_context=UsageContext.ENGINE_CONTEXT,
-                enable_log_requests=args.enable_log_requests,
-                disable_log_stats=args.disable_log_stats,
+                enable_log_requests=bool(plan.engine_args.get("enable_log_requests")),
+                disable_log_stats=bool(plan.engine_args.get("disable_log_stats")),
             )
+            return llm, parsers
 
         with EngineLog(enter) as log:
             building = asyncio.ensure_future(asyncio.to_thread(build))
             try:
-                llm = await asyncio.shield(building)
+                llm, parsers = await asyncio.shield(building)
             except asyncio.CancelledError:
                 await to_its_end(_abandon(building))
+                raise
+            except InvalidRequest:
                 raise
             except Exception as error:
                 await kill(engine_processes())
                 lines = await asyncio.to_thread(log.lines, _LAST_WORDS_SECONDS)
                 raise LoadFailed(_load_failure(error, lines)) from error
-        engine = cls(llm, engine_processes(), log)
+        engine = cls(llm, parsers, engine_processes(), log)
         try:
             # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
             await llm.get_supported_tasks()
@@ -116,13 +124,31 @@ class Engine:
         logger.info("engine stopped in %.1f s", time.monotonic() - started)
 
 
-async def _abandon(building: "asyncio.Future[AsyncLLM]") -> None:
+def _configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
+    """The engine's configuration, with the parsers that fit the model; reads its configuration and tokenizer."""
+    config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
+    if config.model_config.skip_tokenizer_init:
+        return config, ParserChoice(None, None, "no parsers: the model is loaded without a tokenizer")
+    parsers = choose_parsers(
+        config.model_config,
+        cached_tokenizer_from_config(config.model_config),
+        tool_parser=plan.tool_parser,
+        reasoning_parser=plan.reasoning_parser,
+    )
+    logger.info("load: %s", parsers.why)
+    if parsers.reasoning_parser:
+        # From the start: vLLM derives more from it than the field.
+        config = plan.build(parsers.reasoning_parser).create_engine_config(UsageContext.ENGINE_CONTEXT)
+    return config, parsers
+
+
+async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") -> None:
     """End a load that nobody waits for: vLLM gives up when its processes die, and an engine that came up is shut."""
     while not building.done():
         await kill(engine_processes())
         await asyncio.wait([building], timeout=_KILL_INTERVAL)
     with contextlib.suppress(Exception):
-        llm = building.result()
+        llm, _ = building.result()
         await asyncio.to_thread(llm.shutdown, 0)
         del llm
     await kill(engine_processes())

@@ -7,7 +7,6 @@ parser beats them, because the orchestrator appends its defaults in that form.
 
 import dataclasses
 import difflib
-import json
 import logging
 import math
 import os
@@ -18,12 +17,16 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import pydantic
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from vllm import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from common.cpu_defaults import cpu_defaults
 from common.errors import InvalidRequest, Unsupported
+from common.media_connector import NO_DOMAIN
+from common.messages import parse_json
 from common.pb import backend_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -33,7 +36,8 @@ TOOL_PARSER_FLAGS = ("--tool-parser", "--tool-call-parser")
 REASONING_PARSER_FLAGS = ("--reasoning-parser",)
 BACKEND_OPTIONS = ("tool_parser", "reasoning_parser")
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# One structured-output backend per engine: with "auto" the first odd request would fix it for all others.
+_STRUCTURED_OUTPUTS = {"backend": "xgrammar"}
 _FIELDS = {field.name: field for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")}
 
 
@@ -41,26 +45,29 @@ _FIELDS = {field.name: field for field in dataclasses.fields(AsyncEngineArgs) if
 class LoadPlan:
     """All that decides how a model is loaded; two equal plans load the same."""
 
-    model: str
-    """A folder, or a hub id."""
     engine_args: dict[str, Any]
-    """Keyword arguments of `AsyncEngineArgs`, `model` among them."""
-    tool_parser: str | None
-    """Name in vLLM's registry of tool parsers."""
+    """Keyword arguments of `AsyncEngineArgs`, `model` among them, `reasoning_parser` not."""
+    tool_parser: str | None = None
+    """What was asked for: a name in vLLM's registry, "none", or None to choose by the model."""
+    reasoning_parser: str | None = None
+    """Likewise."""
 
     @property
-    def reasoning_parser(self) -> str | None:
-        """Name in vLLM's registry of reasoning parsers; the engine needs it too, to keep grammars out of thoughts."""
-        return self.engine_args.get("reasoning_parser") or None
+    def model(self) -> str:
+        """A folder, or a hub id."""
+        return str(self.engine_args["model"])
 
-    def build(self) -> AsyncEngineArgs:
+    def build(self, reasoning_parser: str | None = None) -> AsyncEngineArgs:
         """The arguments as vLLM takes them; it converts and checks some values here.
+
+        `reasoning_parser` is the one that the answers will be parsed with: the engine keeps grammars out of thoughts
+        by it.
 
         Raises:
             InvalidRequest: vLLM refused a value.
 
         """
-        args = self.engine_args
+        args = self.engine_args | {"reasoning_parser": reasoning_parser or ""}
         if current_platform.is_cpu():
             # Not part of the plan: the memory that is free differs from call to call.
             args = cpu_defaults(args) | args
@@ -80,17 +87,17 @@ def plan_load(options: pb.ModelOptions) -> LoadPlan:
     """
     _refuse_unsupported(options)
     model = resolve_model(options)
-    # One structured-output backend per engine: with "auto" the first odd request would fix it for all others.
-    args: dict[str, Any] = {"structured_outputs_config": {"backend": "xgrammar"}}
+    args: dict[str, Any] = {"structured_outputs_config": _STRUCTURED_OUTPUTS, "allowed_media_domains": [NO_DOMAIN]}
     args |= {"model": model, "served_model_name": options.Model or model}
     args |= _typed_fields(options)
     own, flags = _split_options(options.Options, options.ModelPath)
     args |= _flag_values(flags)
     args |= _engine_args_json(options.EngineArgs)
-    tool_parser = own.get("tool_parser")
-    if reasoning_parser := own.get("reasoning_parser"):
-        args.setdefault("reasoning_parser", reasoning_parser)
-    return LoadPlan(model, args, tool_parser)
+    media_folder = args.get("allowed_local_media_path")
+    if media_folder and not os.path.isdir(media_folder):
+        raise InvalidRequest("allowed_local_media_path", f"{media_folder} is not a folder")
+    reasoning_parser = args.pop("reasoning_parser", None) or own.get("reasoning_parser")
+    return LoadPlan(args, own.get("tool_parser") or None, reasoning_parser or None)
 
 
 def resolve_model(options: pb.ModelOptions) -> str:
@@ -105,16 +112,20 @@ def resolve_model(options: pb.ModelOptions) -> str:
     if options.ModelPath and name:
         candidates.append(os.path.join(options.ModelPath, name))
     for candidate in candidates:
-        if candidate and Path(candidate).is_dir():
+        if candidate and os.path.isdir(candidate):
             if not (Path(candidate) / "config.json").exists() and not (Path(candidate) / "params.json").exists():
                 raise InvalidRequest("Model", f"{candidate} has no config.json; a Hugging Face model folder has one")
             return str(Path(candidate).absolute())
-        if candidate and Path(candidate).is_file():
+        if candidate and os.path.isfile(candidate):
             raise InvalidRequest("Model", f"{candidate} is a file; give a Hugging Face model folder or a hub id")
     if not name:
         raise InvalidRequest("Model", "is empty; give a model folder or a hub id")
-    if not _HUB_ID.fullmatch(name) or ".." in name:
-        raise InvalidRequest("Model", f"{name!r} is neither an existing folder nor a hub id such as Qwen/Qwen3-0.6B")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise InvalidRequest(
+            "Model", f"{name!r} is neither an existing folder nor a hub id such as Qwen/Qwen3-0.6B"
+        ) from None
     return name
 
 
@@ -248,10 +259,7 @@ def _words(action: Action, value: str) -> list[str]:
 def _engine_args_json(text: str) -> dict[str, Any]:
     if not text.strip():
         return {}
-    try:
-        given = json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest("EngineArgs", f"not valid JSON: {error}") from error
+    given = parse_json("EngineArgs", text)
     if not isinstance(given, dict):
         raise InvalidRequest("EngineArgs", f"must be a JSON object, not {type(given).__name__}")
     return {name: _checked(f"EngineArgs[{name!r}]", name, value) for name, value in given.items()}
@@ -266,11 +274,13 @@ def _checked(where: str, name: str, value: Any) -> Any:
         if field.default is None:
             return None
         raise InvalidRequest(where, "must not be null")
+    if name == "structured_outputs_config" and isinstance(value, dict):
+        value = _STRUCTURED_OUTPUTS | value
     try:
-        if isinstance(value, dict):
-            _as_config(name, value)
-            return value
-        return pydantic.TypeAdapter(cast("Any", field.type)).validate_python(value)
+        if isinstance(value, dict) and _as_config(name, value) is not value:
+            return value  # checked; made anew for each engine
+        checked = pydantic.TypeAdapter(cast("Any", field.type)).validate_python(value)
+        return value if isinstance(value, dict | list) else checked
     except pydantic.ValidationError as error:
         raise InvalidRequest(where, f"{value!r}: {first_problem(error)}") from error
     except pydantic.PydanticUserError:

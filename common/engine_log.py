@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import Self
 
 KEPT_LINES = 1000
+MOST_CAUSE_LINES = 8
 
 # vLLM's prefix, `(EngineCore pid=12) ERROR 11-21 03:38:02 [core.py:1510] `; its tracebacks carry it on every line.
 _PREFIX = re.compile(r"^(?:\(\S+ pid=\d+\) )?(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+ \S+ \[\S+\] )?")
 _EXCEPTION = re.compile(
     r"^(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Failed))(?:: (?P<text>.*))?$"
 )
-_PROCESS = re.compile(r"^\(\S+ pid=\d+\)")
 # Exceptions that only say that another process failed.
 _WRAPPERS = ("WorkerProc initialization failed", "Engine core initialization failed", "Failed core proc")
 # Lines that a dying process leaves without an exception.
@@ -131,25 +131,20 @@ def root_cause(lines: Iterable[str]) -> str | None:
     """
     cause: list[str] = []
     last_words = None
-    source = None
+    source = ""
     for raw in lines:
-        line = _PREFIX.sub("", raw, count=1)
+        prefix = _PREFIX.match(raw)
+        head = prefix.group() if prefix else ""
+        line = raw[len(head) :]
         if cause:
-            if _process(raw) != source or not line.strip() or line.startswith(("Process ", "Traceback ")):
-                return " ".join(cause)
+            if head != source or not line.strip() or line.startswith(("Process ", "Traceback ")):
+                break
             cause.append(line.strip())
-            if len(cause) == 8:
-                return " ".join(cause)
         elif (match := _EXCEPTION.match(line)) and not (match["text"] or "").startswith(_WRAPPERS):
-            cause, source = [line.strip()], _process(raw)
+            cause, source = [line.strip()], head
         elif last_words is None and _LAST_WORDS.fullmatch(line):
             last_words = line.strip()
-    return " ".join(cause) or last_words
-
-
-def _process(raw: str) -> str | None:
-    match = _PROCESS.match(raw)
-    return match.group() if match else None
+    return " ".join(cause[:MOST_CAUSE_LINES]) or last_words
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

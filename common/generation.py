@@ -20,9 +20,9 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from common.engine_args import LoadPlan
 from common.errors import EngineGone, InvalidRequest
 from common.logprobs import logprob_entries
+from common.parsers import ParserChoice
 from common.reply import Completion, Delta, ToolCall, Usage
 from common.request import GenerationRequest
 from common.vllm_errors import ENGINE_STOPPING, translated
@@ -35,7 +35,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Generator:
     """What all requests to one engine share: the renderer, the parsers, the defaults."""
 
-    def __init__(self, llm: AsyncLLM, plan: LoadPlan) -> None:
+    def __init__(self, llm: AsyncLLM, parsers: ParserChoice) -> None:
         self.llm = llm
         self.model_config = llm.model_config
         self.renderer = OnlineRenderer(
@@ -44,9 +44,9 @@ class Generator:
             request_logger=None,
             chat_template=None,
             chat_template_content_format="auto",
-            enable_auto_tools=plan.tool_parser is not None,
-            tool_parser=plan.tool_parser,
-            reasoning_parser=plan.reasoning_parser,
+            enable_auto_tools=parsers.tool_parser is not None,
+            tool_parser=parsers.tool_parser,
+            reasoning_parser=parsers.reasoning_parser,
         )
         self.parser_class: type[Parser] | None = self.renderer.parser
         self.default_sampling: dict[str, Any] = self.model_config.get_diff_sampling_param()

@@ -10,17 +10,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import xgrammar
+from vllm.sampling_params import check_json_nesting
+from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from common.errors import InvalidRequest
 from common.messages import parse_json
 
+# What is not closed is one token to the end: xgrammar names its line, and no input is read more than once.
 _TOKEN = re.compile(
-    r'"(?:\\.|[^"\\])*"'  # string
-    r"|\[(?:\\.|[^\]\\])*\]"  # character class
+    r'"(?:\\.|[^"\\])*"?'  # string
+    r"|\[(?:\\.|[^\]\\])*\]?"  # character class
     r"|#[^\n]*"
-    r"|::=|!?<[^>\s]*>|[()|*+?]|\{[^}]*\}|[A-Za-z0-9_-]+|\s+|.",
+    r"|::=|!?<[^<>\s]*>|[()|*+?]|\{[^}]*\}?|[A-Za-z0-9_-]+|\s+|.",
     re.DOTALL,
 )
+_TOKEN_REFERENCE = re.compile(r"!?<[^<>\s]*>")
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _ANY_CHARACTER = r"[\u0000-\U0010FFFF]"
 
 
@@ -73,39 +78,46 @@ def xgrammar_ebnf(gbnf: str) -> str:
 
 
 def _rewrite(gbnf: str) -> str:
-    """Insert `""` into empty alternatives and spell `.` as a class; comments go, their lines stay."""
+    """Insert `""` into empty alternatives, spell `.` as a class, drop escapes that xgrammar lacks and comments."""
+    tokens = [token for token in _TOKEN.findall(gbnf) if not token.startswith("#")]
     out: list[str] = []
     previous = ""  # the last token that is not blank
     line = 1
-    tokens = [match.group() for match in _TOKEN.finditer(gbnf)]
     for index, token in enumerate(tokens):
-        if token.startswith("#"):
-            continue
         if token.isspace():
             out.append(token)
             line += token.count("\n")
             continue
-        if re.fullmatch(r"!?<[^>\s]*>", token):
+        if _TOKEN_REFERENCE.fullmatch(token):
             raise InvalidRequest("Grammar", f"line {line}: {token} refers to a token; xgrammar has no such rule")
         if token == "|" and previous in ("|", "(", "::="):  # noqa: S105  # a grammar's token, no password
             out.append('"" ')
         elif token == ")" and previous in ("|", "("):  # noqa: S105
             out.append('""')
-        elif token == ".":  # noqa: S105
-            token = _ANY_CHARACTER  # noqa: PLW2901
         elif previous == "|" and _starts_rule(tokens, index):
             _insert_before_blank(out, ' ""')
-        out.append(token)
+        out.append(_spelled(token))
         previous = token
     if previous in ("|", "::="):
         out.append(' ""')
     return "".join(out)
 
 
+def _spelled(token: str) -> str:
+    if token == ".":  # noqa: S105
+        return _ANY_CHARACTER
+    if token.startswith('"'):
+        # llama.cpp lets brackets be escaped in strings too.
+        return re.sub(r"\\(.)", lambda match: match[1] if match[1] in "[]" else match[0], token, flags=re.DOTALL)
+    return token
+
+
 def _starts_rule(tokens: list[str], index: int) -> bool:
-    """Whether `tokens[index]` is the name of the next rule: it stands before `::=`."""
-    following = (token for token in tokens[index + 1 :] if not token.isspace())
-    return re.fullmatch(r"[A-Za-z0-9_-]+", tokens[index]) is not None and next(following, "") == "::="
+    """Whether `tokens[index]` is the name of the next rule: it stands before `::=`, with at most one blank between."""
+    following = tokens[index + 1 : index + 3]
+    if following and following[0].isspace():
+        following = following[1:]
+    return following[:1] == ["::="] and _NAME.fullmatch(tokens[index]) is not None
 
 
 def _insert_before_blank(out: list[str], text: str) -> None:
@@ -119,9 +131,14 @@ def _json_schema(field: str, schema: Any) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise InvalidRequest(field, "must be a JSON schema object")
     try:
+        # The engine's own checks, which it would make later and without the field's name.
+        check_json_nesting(schema)
+        unsupported = has_xgrammar_unsupported_json_features(schema)
         xgrammar.Grammar.from_json_schema(json.dumps(schema))
     except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
         raise InvalidRequest(field, _reason(error)) from None
+    if unsupported:
+        raise InvalidRequest(field, "has features that xgrammar can't enforce (such as multipleOf or uniqueItems)")
     return {"structured_outputs": {"json": schema}}
 
 

@@ -13,7 +13,10 @@ LOWEST = -9999.0
 def logprob_entries(
     token_ids: Sequence[int], logprobs: Sequence["Mapping[int, Logprob]"], top: int
 ) -> list[dict[str, Any]]:
-    """One entry per generated token: id, token, bytes, logprob, and up to `top` alternatives, likeliest first."""
+    """One entry per generated token: id, token, bytes, logprob, and up to `top` alternatives.
+
+    As in vLLM's own answers the sampled token is the first of these, and the likeliest others follow.
+    """
     entries = []
     for token_id, candidates in zip(token_ids, logprobs, strict=True):
         entry = _entry(token_id, candidates[token_id])

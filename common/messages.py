@@ -1,8 +1,9 @@
 """`Message`s of the wire -> OpenAI messages, as dictionaries that vLLM's chat utilities take."""
 
 import json
+import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from common.errors import InvalidRequest
 from common.pb import backend_pb2 as pb
@@ -70,17 +71,27 @@ def parse_json(field: str, text: str) -> Any:
     """The value of a JSON text that stands in `field`.
 
     Raises:
-        InvalidRequest: not JSON, NaN or Infinity in it (which JSON does not have), or nested too deep to read.
+        InvalidRequest: not JSON, a number that no float holds, half a surrogate pair (which has no bytes), or nested
+            too deep to read.
 
     """
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise InvalidRequest(field, "is nested too deep") from None
+    except UnicodeEncodeError:
+        raise InvalidRequest(field, "has half a surrogate pair, which is no character") from None
     except ValueError as error:
         raise InvalidRequest(field, f"not valid JSON: {error}") from None
+    return value
 
 
-def _no_constant(name: str) -> Any:
-    msg = f"{name} is not a JSON value"
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    msg = f"{text} is not a number that can be used"
     raise ValueError(msg)

@@ -5,6 +5,7 @@ Importing this module imports vLLM, which takes seconds; the process does so onl
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncGenerator
 
 from common import reply, tokens
@@ -12,10 +13,9 @@ from common.concurrency import to_its_end
 from common.engine import Engine
 from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
-from common.errors import InvalidRequest
 from common.generation import Generator, Run
 from common.pb import backend_pb2 as pb
-from common.request import GenerationRequest, generation_request
+from common.request import GenerationRequest, generation_request, is_constrained
 
 __all__ = ["LoadPlan", "Model", "plan_load"]
 
@@ -26,11 +26,11 @@ class Model:
     def __init__(self, engine: Engine, plan: LoadPlan) -> None:
         self.plan = plan
         self._engine = engine
-        self._generator = Generator(engine.llm, plan)
+        self._generator = Generator(engine.llm, engine.parsers)
 
     @classmethod
     async def load(cls, plan: LoadPlan, clock: StageClock) -> "Model":
-        """Start an engine and prove that the parsers fit its tokenizer.
+        """Start an engine, with the parsers asked for or those that the model shows it needs.
 
         Raises:
             InvalidRequest: an argument that vLLM refuses, or a parser that doesn't exist or doesn't fit.
@@ -42,10 +42,6 @@ class Model:
             clock.enter("preparing parsers and templates")
             model = cls(engine, plan)
             await asyncio.to_thread(model.warm_up)
-        except Exception as error:
-            await to_its_end(engine.stop(timeout=0))
-            named = ", ".join(filter(None, (plan.tool_parser, plan.reasoning_parser))) or "no parser"
-            raise InvalidRequest("Options", f"tool_parser, reasoning_parser ({named}): {error}") from error
         except BaseException:
             await to_its_end(engine.stop(timeout=0))
             raise
@@ -72,11 +68,11 @@ class Model:
 
     async def predict(self, options: pb.PredictOptions) -> pb.Reply:
         """The whole answer in one reply."""
-        return reply.whole(await Run(self._generator, self._understand(options, stream=False)).whole())
+        return reply.whole(await Run(self._generator, await self._understand(options, stream=False)).whole())
 
     async def predict_stream(self, options: pb.PredictOptions) -> AsyncGenerator[pb.Reply, None]:
         """The answer in chunks, then one with the totals. Closing the iterator drops the request."""
-        run = Run(self._generator, self._understand(options, stream=True))
+        run = Run(self._generator, await self._understand(options, stream=True))
         async with contextlib.aclosing(run.deltas()) as deltas:
             async for delta in deltas:
                 yield reply.chunk(delta, run.usage)
@@ -84,7 +80,7 @@ class Model:
 
     async def tokenize(self, options: pb.PredictOptions) -> pb.TokenizationResponse:
         """The ids of the prompt as generation would see it."""
-        ids = await tokens.tokenize(self._generator, self._understand(options, stream=False))
+        ids = await tokens.tokenize(self._generator, await self._understand(options, stream=False))
         return pb.TokenizationResponse(length=len(ids), tokens=ids)
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
@@ -96,10 +92,15 @@ class Model:
         del self._generator
         await self._engine.stop(timeout)
 
-    def _understand(self, options: pb.PredictOptions, *, stream: bool) -> GenerationRequest:
-        return generation_request(
+    async def _understand(self, options: pb.PredictOptions, *, stream: bool) -> GenerationRequest:
+        understand = functools.partial(
+            generation_request,
             options,
             stream=stream,
             has_tool_parser=self._generator.has_tool_parser,
             max_logprobs=self._generator.max_logprobs,
         )
+        if is_constrained(options):
+            # Compiling a large grammar takes seconds.
+            return await asyncio.to_thread(understand)
+        return understand()

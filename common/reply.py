@@ -98,7 +98,12 @@ def whole(completion: Completion) -> pb.Reply:
 
 
 def _tool_calls(calls: Iterable[ToolCall]) -> list[pb.ToolCallDelta]:
-    return [pb.ToolCallDelta(index=c.index, id=c.id, name=c.name, arguments=c.arguments) for c in calls]
+    return [pb.ToolCallDelta(index=c.index, id=c.id, name=_text(c.name), arguments=_text(c.arguments)) for c in calls]
+
+
+def _text(text: str) -> str:
+    """`text` as the wire can carry it: a model that writes half a surrogate pair into JSON gets U+FFFD for it."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _logprobs_json(content: Sequence[dict[str, Any]]) -> bytes:

@@ -7,10 +7,11 @@ from typing import Any
 import pydantic
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMClientError, VLLMValidationError
 
-from common.errors import InvalidRequest, Unsupported
+from common.errors import InvalidRequest
 from common.grammar import structured_outputs
+from common.media import Item, media_items, place
 from common.messages import openai_messages, parse_json
 from common.pb import backend_pb2 as pb
 from common.sampling import sampling_fields
@@ -22,7 +23,9 @@ _RESERVED_TEMPLATE_KWARGS = ("chat_template", "tokenize", "messages", "tools")
 # OpenAI's names, as they stand in vLLM's messages -> the wire's.
 WIRE_NAMES = {
     "allowed_token_ids": "LogitBias",
+    "audio": "Audios",
     "frequency_penalty": "FrequencyPenalty",
+    "image": "Images",
     "input_text": "Prompt",
     "input_tokens": "Prompt",
     "logit_bias": "LogitBias",
@@ -44,6 +47,7 @@ WIRE_NAMES = {
     "top_k": "TopK",
     "top_logprobs": "TopLogprobs",
     "top_p": "TopP",
+    "video": "Videos",
 }
 
 
@@ -58,6 +62,8 @@ class GenerationRequest:
     """Most tokens to generate; None fills the context. Never more than the context has left."""
     top_logprobs: int | None
     """Alternatives per token; None where no log-probabilities are asked for."""
+    media: tuple[Item, ...] = ()
+    """All images, videos and audio clips; a chat has them in its messages, a raw prompt does not."""
 
     @property
     def is_chat(self) -> bool:
@@ -80,18 +86,18 @@ def generation_request(
         Unsupported: the request asks for what this server doesn't do.
 
     """
-    for field in ("Images", "Videos", "Audios"):
-        if getattr(options, field):
-            raise Unsupported(f"{field}: this server takes text only")
+    media = media_items(options)
     fields = sampling_fields(options, max_logprobs=max_logprobs)
     fields |= structured_outputs(options.Grammar, options.Metadata)
     fields["stream"] = stream
     top_logprobs = fields.pop("top_logprobs", None)
+    stop = fields.pop("stop")
     request_id = options.CorrelationId or uuid.uuid4().hex
     openai: ChatCompletionRequest | CompletionRequest
     try:
         if options.UseTokenizerTemplate and options.Messages:
             fields |= _chat_fields(options, has_tool_parser=has_tool_parser)
+            place(fields["messages"], media)
             if top_logprobs is not None:
                 fields |= {"logprobs": True, "top_logprobs": top_logprobs}
             openai = ChatCompletionRequest(**fields)
@@ -101,7 +107,14 @@ def generation_request(
         raise _from_pydantic(error) from None
     except VLLMValidationError as error:
         raise from_vllm(error) from None
-    return GenerationRequest(openai, request_id, options.Tokens if options.Tokens > 0 else None, top_logprobs)
+    # OpenAI takes four strings and its model refuses more; vLLM's sampling takes any number.
+    openai.stop = stop
+    return GenerationRequest(openai, request_id, options.Tokens if options.Tokens > 0 else None, top_logprobs, media)
+
+
+def is_constrained(options: pb.PredictOptions) -> bool:
+    """Whether the answer is bound to a grammar or schema, which takes time to read."""
+    return bool(options.Grammar or any(key in options.Metadata for key in ("json_schema", "response_format")))
 
 
 def from_vllm(error: Exception, prompt_field: str = "Prompt") -> InvalidRequest:
@@ -111,7 +124,8 @@ def from_vllm(error: Exception, prompt_field: str = "Prompt") -> InvalidRequest:
     if field == "Prompt":
         field = prompt_field
     # str() would repeat the parameter's name and the whole value, which may be the prompt.
-    return InvalidRequest(field, str(error.args[0]) if error.args else str(error))
+    text = str(error.args[0]) if isinstance(error, VLLMClientError) and error.args else str(error)
+    return InvalidRequest(field, text)
 
 
 def _raw_prompt(options: pb.PredictOptions) -> str:

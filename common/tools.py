@@ -1,6 +1,6 @@
 """`Tools` and `ToolChoice` in every shape that the orchestrator's endpoints send them -> OpenAI's."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from common.errors import InvalidRequest
 from common.messages import parse_json
@@ -38,20 +38,25 @@ def openai_tool_choice(text: str, tools: list[dict[str, Any]]) -> str | dict[str
     for _ in range(3):  # bare, quoted, and quoted again
         if not isinstance(choice, str) or choice in _CHOICES or choice == "":
             break
-        choice = parse_json("ToolChoice", choice) if choice[:1] in '"{n' else _unknown(text)
+        try:
+            choice = parse_json("ToolChoice", choice)
+        except InvalidRequest:
+            _unknown(text)
     if choice is None or choice == "":
         return "auto"
     if isinstance(choice, str):
-        return _CHOICES[choice] if choice in _CHOICES else _unknown(text)
+        return _CHOICES.get(choice) or _unknown(text)
     if not isinstance(choice, dict):
-        return _unknown(text)
+        _unknown(text)
     kind = choice.get("type")
+    if not isinstance(kind, str | None):
+        _unknown(text)
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else choice.get("name")
     if kind in _CHOICES and not name:
         return _CHOICES[str(kind)]
     if not isinstance(name, str) or not name:
-        return _unknown(text)
+        _unknown(text)
     names = [tool["function"]["name"] for tool in tools]
     if name not in names:
         raise InvalidRequest("ToolChoice", f"no function {name!r} in Tools; it has {', '.join(names) or 'none'}")
@@ -72,7 +77,7 @@ def _tool(where: str, tool: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **kept}}
 
 
-def _unknown(text: str) -> str:
+def _unknown(text: str) -> NoReturn:
     shown = text if len(text) <= 80 else text[:80] + "…"
     raise InvalidRequest(
         "ToolChoice",

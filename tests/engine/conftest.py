@@ -56,10 +56,10 @@ async def engines() -> AsyncIterator[Engines]:
 @pytest.fixture
 async def model(engines: Engines) -> Model:
     """The scripted model with a parser for its tool calls."""
-    return await engines.get("tool_parser:hermes")
+    return await engines.get("tool_parser:hermes", "reasoning_parser:none")
 
 
 @pytest.fixture
 async def thinking_model(engines: Engines) -> Model:
-    """The scripted model with parsers for its thoughts and its tool calls."""
-    return await engines.get("tool_parser:hermes", "reasoning_parser:qwen3")
+    """The scripted model with the parsers that it shows it needs: for its thoughts and its tool calls."""
+    return await engines.get()

@@ -76,8 +76,7 @@ async def test_many_cancelled_at_random_points(model: Model) -> None:
     await _idle(model)
 
 
-async def test_closing_ends_what_runs(engines: Engines) -> None:
-    model = await engines.get("tool_parser:hermes")
+async def test_closing_ends_what_runs(engines: Engines, model: Model) -> None:
     streams = [asyncio.create_task(_exhaust(model)) for _ in range(4)]
     wholes = [asyncio.create_task(model.predict(ENDLESS)) for _ in range(4)]
     await asyncio.sleep(1)

@@ -1,0 +1,78 @@
+"""What is chosen for a CPU where the user chooses nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from common import cpu_defaults as room
+from common.cpu_defaults import GIB, MOST_KV_BYTES, available_memory, cpu_defaults
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A machine whose flags and free memory a test sets."""
+    machine: dict[str, Any] = {"flags": {"avx2"}, "memory": 8 * GIB}
+    monkeypatch.setattr(room, "cpu_flags", lambda: machine["flags"])
+    monkeypatch.setattr(room, "available_memory", lambda: machine["memory"])
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    return machine
+
+
+def test_nothing_given(machine: dict[str, Any]) -> None:
+    assert cpu_defaults({}) == {
+        "enforce_eager": True,
+        "dtype": "float32",
+        "kv_cache_memory_bytes": 2 * GIB,
+    }
+
+
+@pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_bfloat16_where_the_cpu_has_units_for_it(machine: dict[str, Any], flag: str) -> None:
+    machine["flags"] = {"avx2", flag}
+    assert "dtype" not in cpu_defaults({})
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"enforce_eager": False}, "enforce_eager"),
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"kv_cache_memory_bytes": 5}, "kv_cache_memory_bytes"),
+        ({"gpu_memory_utilization": 0.5}, "kv_cache_memory_bytes"),
+        ({"num_gpu_blocks_override": 5}, "kv_cache_memory_bytes"),
+    ],
+)
+def test_what_the_user_says_stays(machine: dict[str, Any], given: dict[str, Any], missing: str) -> None:
+    assert cpu_defaults({}).keys() - cpu_defaults(given).keys() == {missing}
+
+
+def test_the_variable_of_vllm_counts_too(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert "kv_cache_memory_bytes" not in cpu_defaults({})
+
+
+def test_the_cache_has_a_ceiling(machine: dict[str, Any]) -> None:
+    machine["memory"] = 1000 * GIB
+    assert cpu_defaults({})["kv_cache_memory_bytes"] == MOST_KV_BYTES
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [("max", "5", 100), ("50", "20", 30), ("500", "20", 100), ("50", "60", 0), ("odd", "20", 100), (None, None, 100)],
+)
+def test_memory_of_the_control_group(
+    limit: str | None, used: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_CGROUP", tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", type("Memory", (), {"available": 100}))
+    if limit is not None and used is not None:
+        (tmp_path / "memory.max").write_text(limit + "\n")
+        (tmp_path / "memory.current").write_text(used + "\n")
+    assert available_memory() == expected
+
+
+def test_this_machine() -> None:
+    assert available_memory() > 0
+    assert all(flag == flag.strip() for flag in room.cpu_flags())

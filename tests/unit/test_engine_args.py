@@ -1,0 +1,434 @@
+"""ModelOptions -> the plan of a load: what wins, what is understood, what is refused and with which hint."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.engine_args import LoadPlan, plan_load
+from common.errors import BackendError, InvalidRequest, Unsupported
+from common.pb import backend_pb2 as pb
+
+HUB_ID = "Qwen/Qwen3-0.6B"
+ALWAYS = {"model": HUB_ID, "served_model_name": HUB_ID, "structured_outputs_config": {"backend": "xgrammar"}}
+
+
+def plan(**fields: Any) -> LoadPlan:
+    return plan_load(pb.ModelOptions(**{"Model": HUB_ID} | fields))
+
+
+def args(**fields: Any) -> dict[str, Any]:
+    """The engine arguments that come of these fields alone."""
+    bare, found = plan().engine_args, plan(**fields).engine_args
+    assert bare.keys() <= found.keys()
+    return {name: value for name, value in found.items() if name not in bare or value != bare[name]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a model folder `org/model` and a file `model.gguf` in it."""
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    (tmp_path / "org" / "model" / "config.json").write_text("{}")
+    (tmp_path / "mistral").mkdir()
+    (tmp_path / "mistral" / "params.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.gguf").write_text("GGUF")
+    return tmp_path
+
+
+def test_nothing_but_a_model() -> None:
+    found = plan()
+    assert found.model == HUB_ID
+    assert found.engine_args.items() >= ALWAYS.items()
+    assert found.tool_parser is None
+    assert found.reasoning_parser is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "model"),
+    [
+        ({"Model": "{}/org/model"}, "{}/org/model"),
+        ({"Model": "org/model", "ModelPath": "{}"}, "{}/org/model"),
+        ({"Model": "mistral", "ModelPath": "{}"}, "{}/mistral"),
+        ({"Model": "org/model", "ModelFile": "{}/org/model"}, "{}/org/model"),
+        ({"Model": "other/name", "ModelFile": "{}/org/model"}, "{}/org/model"),
+        # The orchestrator always sets ModelFile; what it names may not exist.
+        ({"Model": HUB_ID, "ModelFile": "{}/nowhere", "ModelPath": "{}"}, HUB_ID),
+        ({"Model": f" {HUB_ID}\n"}, HUB_ID),
+        ({"Model": "gpt2"}, "gpt2"),
+        ({"Model": "org/model"}, "org/model"),
+        ({"Model": "org/a.b-c_d"}, "org/a.b-c_d"),
+    ],
+)
+def test_model(fields: dict[str, str], model: str, folder: Path) -> None:
+    given: dict[str, Any] = {name: text.replace("{}", str(folder)) for name, text in fields.items()}
+    found = plan_load(pb.ModelOptions(**given))
+    assert found.model == found.engine_args["model"] == model.replace("{}", str(folder))
+    assert found.engine_args["served_model_name"] == given["Model"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"Model": ""}, "empty"),
+        ({"Model": " "}, "empty"),
+        ({"Model": "{}/nowhere"}, "neither"),
+        ({"Model": "../model"}, "neither"),
+        ({"Model": "a/b/c"}, "neither"),
+        ({"Model": "a b"}, "neither"),
+        ({"Model": "a\0b"}, "neither"),
+        ({"Model": "http://host/model"}, "neither"),
+        ({"Model": "{}/empty"}, "config.json"),
+        ({"Model": "{}"}, "config.json"),
+        # A file of another backend, which the orchestrator tries every backend on.
+        ({"Model": "{}/model.gguf"}, "is a file"),
+        ({"Model": "model.gguf", "ModelPath": "{}"}, "is a file"),
+        ({"Model": "model", "ModelFile": "{}/model.gguf"}, "is a file"),
+        pytest.param({"Model": "x" * 5000}, "", id="long"),
+        pytest.param({"Model": "x", "ModelFile": "/" + "x" * 5000}, None, id="long file"),
+        pytest.param({"Model": "x", "ModelPath": "x\0"}, None, id="NUL in the path"),
+    ],
+)
+def test_a_model_that_is_none(fields: dict[str, str], reason: str | None, folder: Path) -> None:
+    given: dict[str, Any] = {name: text.replace("{}", str(folder)) for name, text in fields.items()}
+    if reason is None:
+        assert plan_load(pb.ModelOptions(**given)).model == given["Model"]
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        plan_load(pb.ModelOptions(**given))
+    assert caught.value.field == "Model"
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"Quantization": "fp8"}, {"quantization": "fp8"}),
+        ({"LoadFormat": "dummy"}, {"load_format": "dummy"}),
+        ({"DType": "float16"}, {"dtype": "float16"}),
+        ({"Tokenizer": "org/tokenizer"}, {"tokenizer": "org/tokenizer"}),
+        ({"TrustRemoteCode": True}, {"trust_remote_code": True}),
+        ({"EnforceEager": True}, {"enforce_eager": True}),
+        ({"DisableLogStatus": True}, {"disable_log_stats": True}),
+        ({"MaxModelLen": 128}, {"max_model_len": 128}),
+        ({"TensorParallelSize": 2}, {"tensor_parallel_size": 2}),
+        # 0.9 arrives as 0.8999999761581421.
+        ({"GPUMemoryUtilization": 0.9}, {"gpu_memory_utilization": 0.9}),
+        ({"GPUMemoryUtilization": 1.0}, {"gpu_memory_utilization": 1.0}),
+        (
+            {"LimitImagePerPrompt": 2, "LimitAudioPerPrompt": 1},
+            {"limit_mm_per_prompt": {"image": 2, "audio": 1}},
+        ),
+        # Filled for every backend by the orchestrator.
+        ({"ContextSize": 4096, "Seed": 5, "Threads": 8, "MMap": True, "F16Memory": True, "SwapSpace": 4}, {}),
+    ],
+)
+def test_typed_field(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert args(**fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("DType", "float7", "float16"),
+        ("MaxModelLen", -1, "1 or more"),
+        ("TensorParallelSize", -1, "1 or more"),
+        *(("GPUMemoryUtilization", value, "at most 1") for value in (-0.5, 1.5, 90, math.nan, math.inf)),
+    ],
+)
+def test_a_typed_field_that_cannot_be_used(field: str, value: Any, reason: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        plan(**{field: value})
+    assert caught.value.field == field
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["LimitImagePerPrompt", "LimitVideoPerPrompt", "LimitAudioPerPrompt"])
+def test_a_limit_below_zero(field: str) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        plan(**{field: -1})
+
+
+@pytest.mark.parametrize(
+    "fields", [{"Embeddings": True}, {"Reranking": True}, {"LoraAdapter": "x"}, {"LoraAdapters": ["x"]}]
+)
+def test_what_is_not_served(fields: dict[str, Any]) -> None:
+    with pytest.raises(Unsupported, match=r"Embeddings|Reranking|LoraAdapter"):
+        plan(**fields)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        *(
+            (entry, {"max_model_len": 128})
+            for entry in (
+                "--max-model-len:128",
+                "--max-model-len=128",
+                "--max-model-len 128",
+                "--max-model-len: 128",
+                " --max-model-len : 128 ",
+                "--max_model_len:128",
+            )
+        ),
+        ("--max-model-len:2k", {"max_model_len": 2000}),
+        ("--enforce-eager", {"enforce_eager": True}),
+        ("--enforce-eager:true", {"enforce_eager": True}),
+        ("--enforce-eager:false", {"enforce_eager": False}),
+        ("--enforce-eager=False", {"enforce_eager": False}),
+        ("--no-enforce-eager", {"enforce_eager": False}),
+        ("--no-enforce-eager:true", {"enforce_eager": False}),
+        ("--no-enforce-eager:false", {"enforce_eager": True}),
+        ("--disable-log-stats", {"disable_log_stats": True}),
+        ("--seed:5", {"seed": 5}),
+        ('--hf-overrides:{"a": 1}', {"hf_overrides": {"a": 1}}),
+        ('--limit-mm-per-prompt={"image": 2}', {"limit_mm_per_prompt": {"image": 2}}),
+        ("--logits-processors:a.b c.d", {"logits_processors": ["a.b", "c.d"]}),
+        ("--tokenizer:https://host/x=y", {"tokenizer": "https://host/x=y"}),
+        ("--tokenizer:a:b", {"tokenizer": "a:b"}),
+    ],
+)
+def test_flag(entry: str, expected: dict[str, Any]) -> None:
+    assert args(Options=[entry]) == expected
+
+
+@pytest.mark.parametrize(
+    ("entry", "hint"),
+    [
+        ("--max-model-lenn:1", "did you mean --max-model-len?"),
+        ("--enforce-eagr", "did you mean --enforce-eager?"),
+        ("--swap-space:4", "is not a flag"),
+        ("--port:80", "is not a flag"),
+        ("--help", "is not a flag"),
+        ("--config:/etc/passwd", "is not a flag"),
+        ("--max-model-len", "expected one argument"),
+        ("--max-model-len:", "max-model-len"),
+        ("--max-model-len:many", "many"),
+        ("--enforce-eager:perhaps", "perhaps"),
+        ("--dtype:float7", "float7"),
+        ("--kv-transfer-config:{broken", "--kv-transfer-config"),
+        ("tool-parser:hermes", "did you mean tool_parser?"),
+        ("toolparser:hermes", "did you mean tool_parser?"),
+        ("xyz", "use one of tool_parser, reasoning_parser"),
+        ("-O3", "unknown"),
+        ("", "key:value"),
+        (":", "key:value"),
+        ("=x", "key:value"),
+    ],
+)
+def test_an_option_that_cannot_be_used(entry: str, hint: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        plan(Options=["tool_parser:hermes", entry])
+    assert caught.value.field == "Options"
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_fetched_beside_the_model_are_no_options(folder: Path) -> None:
+    entry = "draft_model:org/model"
+    assert args(Options=[entry], ModelPath=str(folder)) == {}
+    for path in ("", str(folder / "empty")):
+        with pytest.raises(InvalidRequest, match="draft_model"):
+            plan(Options=[entry], ModelPath=path)
+
+
+@pytest.mark.parametrize(
+    ("options", "tool_parser", "reasoning_parser"),
+    [
+        ([], None, None),
+        (["tool_parser:hermes"], "hermes", None),
+        (["tool_parser=hermes"], "hermes", None),
+        (["tool_parser:"], None, None),
+        (["tool_parser"], None, None),
+        (["reasoning_parser:"], None, None),
+        (["--tool-parser:hermes"], "hermes", None),
+        (["--tool_parser:hermes"], "hermes", None),
+        (["--tool-call-parser=hermes"], "hermes", None),
+        (["reasoning_parser:qwen3"], None, "qwen3"),
+        (["--reasoning-parser:qwen3"], None, "qwen3"),
+        (["tool_parser:a", "tool_parser:b"], "b", None),
+        # The orchestrator appends its defaults without dashes: what the user wrote with dashes wins.
+        (["--tool-parser:user", "tool_parser:default"], "user", None),
+        (["--tool-call-parser:user", "tool_parser:default"], "user", None),
+        (["--reasoning-parser:user", "reasoning_parser:default"], None, "user"),
+        (["reasoning_parser:default", "--reasoning-parser:user"], None, "user"),
+    ],
+)
+def test_parsers(options: list[str], tool_parser: str | None, reasoning_parser: str | None) -> None:
+    found = plan(Options=options)
+    assert (found.tool_parser, found.reasoning_parser) == (tool_parser, reasoning_parser)
+
+
+def test_the_engine_args_know_the_reasoning_parser_best() -> None:
+    found = plan(Options=["--reasoning-parser:user"], EngineArgs='{"reasoning_parser": "strict"}')
+    assert found.reasoning_parser == "strict"
+    assert "reasoning_parser" not in found.engine_args
+
+
+@pytest.mark.parametrize("name", ["qwen3", None])
+def test_the_engine_gets_the_reasoning_parser_that_was_chosen(name: str | None) -> None:
+    # It keeps grammars out of thoughts.
+    built = plan(Options=["reasoning_parser:other"]).build(name)
+    assert (built.reasoning_parser or None) == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"MaxModelLen": 1, "Options": ["--max-model-len:2"], "EngineArgs": '{"max_model_len": 3}'}, 3),
+        ({"MaxModelLen": 1, "Options": ["--max-model-len:2"]}, 2),
+        ({"MaxModelLen": 1, "EngineArgs": '{"max_model_len": 3}'}, 3),
+        ({"Options": ["--max-model-len:2", "--max-model-len:4"]}, 4),
+        ({"MaxModelLen": 1, "EngineArgs": '{"max_model_len": null}'}, None),
+    ],
+)
+def test_precedence(fields: dict[str, Any], expected: int | None) -> None:
+    assert args(**fields) == {"max_model_len": expected}
+
+
+def test_false_can_win() -> None:
+    assert args(EnforceEager=True, EngineArgs='{"enforce_eager": false}') == {"enforce_eager": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        (" ", {}),
+        ("{}", {}),
+        # As the orchestrator adds them to every configuration.
+        (
+            '{"enable_prefix_caching": true, "enable_chunked_prefill": true}',
+            {"enable_prefix_caching": True, "enable_chunked_prefill": True},
+        ),
+        ('{"max_model_len": "128"}', {"max_model_len": 128}),
+        ('{"enforce_eager": "yes"}', {"enforce_eager": True}),
+        ('{"kv_cache_memory_bytes": 1000}', {"kv_cache_memory_bytes": 1000}),
+        ('{"limit_mm_per_prompt": {"image": 1}}', {"limit_mm_per_prompt": {"image": 1}}),
+        ('{"hf_overrides": {"a": {"b": 1}}}', {"hf_overrides": {"a": {"b": 1}}}),
+        (
+            '{"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}',
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+        ),
+        (
+            '{"structured_outputs_config": {"backend": "guidance"}}',
+            {"structured_outputs_config": {"backend": "guidance"}},
+        ),
+    ],
+)
+def test_engine_args(text: str, expected: dict[str, Any]) -> None:
+    assert args(EngineArgs=text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "reason"),
+    [
+        ("{", "EngineArgs", "JSON"),
+        ("[]", "EngineArgs", "object"),
+        ("null", "EngineArgs", "object"),
+        ('"x"', "EngineArgs", "object"),
+        pytest.param("[" * 100_000, "EngineArgs", "deep", id="deep"),
+        pytest.param('{"max_model_len": %s}' % ("9" * 5000), "EngineArgs", "JSON", id="huge"),
+        ('{"max_modellen": 1}', "EngineArgs['max_modellen']", "did you mean max_model_len?"),
+        ('{"max-model-len": 1}', "EngineArgs['max-model-len']", "did you mean max_model_len?"),
+        ('{"swap_space": 4}', "EngineArgs['swap_space']", "is not an engine argument"),
+        ('{"": 4}', "EngineArgs['']", "is not an engine argument"),
+        ('{"_x": 4}', "EngineArgs['_x']", "is not an engine argument"),
+        ('{"max_model_len": "many"}', "EngineArgs['max_model_len']", "many"),
+        ('{"max_model_len": [1]}', "EngineArgs['max_model_len']", "[1]"),
+        ('{"max_model_len": {}}', "EngineArgs['max_model_len']", "{}"),
+        ('{"max_model_len": 1.5}', "EngineArgs['max_model_len']", "1.5"),
+        ('{"dtype": null}', "EngineArgs['dtype']", "null"),
+        ('{"dtype": "float7"}', "EngineArgs['dtype']", "float16"),
+        ('{"enforce_eager": "perhaps"}', "EngineArgs['enforce_eager']", "perhaps"),
+        ('{"compilation_config": {"nope": 1}}', "EngineArgs['compilation_config']", "nope"),
+        ('{"gpu_memory_utilization": 1e999}', "EngineArgs", ""),
+        ('{"gpu_memory_utilization": NaN}', "EngineArgs", ""),
+    ],
+)
+def test_engine_args_that_cannot_be_used(text: str, field: str, reason: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        plan(EngineArgs=text).build()
+    assert caught.value.field.startswith(field)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_another_part_of_structured_outputs_leaves_the_backend() -> None:
+    found = plan(EngineArgs='{"structured_outputs_config": {"disable_any_whitespace": true}}').build()
+    assert found.structured_outputs_config.backend == "xgrammar"
+    assert found.structured_outputs_config.disable_any_whitespace is True
+
+
+def test_the_plan_names_the_model_that_is_loaded() -> None:
+    for fields in ({"EngineArgs": '{"model": "other/name"}'}, {"Options": ["--model:other/name"]}):
+        try:
+            found = plan(**fields)
+        except InvalidRequest:
+            continue
+        assert found.model == found.engine_args["model"]
+
+
+def test_equal_options_make_equal_plans() -> None:
+    fields: dict[str, Any] = {
+        "MaxModelLen": 128,
+        "Options": ["tool_parser:hermes", '--compilation-config:{"mode": 0}'],
+        "EngineArgs": '{"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}',
+    }
+    assert plan(**fields) == plan(**fields)
+    assert plan(**fields) != plan(**fields | {"MaxModelLen": 129})
+    assert plan(**fields) != plan(**fields | {"Options": ["tool_parser:other"]})
+    assert plan(ContextSize=4096, Seed=1) == plan(ContextSize=8192, Seed=2)
+
+
+def test_vllm_takes_the_plan_and_leaves_it_as_it_is() -> None:
+    fields = {"MaxModelLen": 128, "EngineArgs": '{"compilation_config": {"mode": 0}, "seed": 5}'}
+    found = plan(**fields)
+    built = found.build()
+    assert (built.model, built.max_model_len, built.seed) == (HUB_ID, 128, 5)
+    assert built.structured_outputs_config.backend == "xgrammar"
+    assert found == plan(**fields)
+    assert found.build().compilation_config is not built.compilation_config
+
+
+TEXT = st.text(max_size=12)
+VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
+    max_leaves=4,
+)
+NAMES = st.sampled_from(
+    ["max_model_len", "dtype", "model", "compilation_config", "hf_overrides", "seed", "quantization", "load_format"]
+) | st.sampled_from(["kv_transfer_config", "limit_mm_per_prompt", "logits_processors", "enforce_eager", "tokenizer"])
+ENTRY = st.builds(
+    lambda name, separator, value: f"{name}{separator}{value}",
+    NAMES.map(lambda name: "--" + name.replace("_", "-")) | st.sampled_from(["tool_parser", "--no-enforce-eager"]),
+    st.sampled_from([":", "=", " ", ""]),
+    TEXT | VALUE.map(json.dumps),
+)
+
+
+@given(
+    st.builds(
+        pb.ModelOptions,
+        Model=st.just(HUB_ID) | TEXT,
+        ModelFile=TEXT,
+        ModelPath=TEXT,
+        DType=st.just("") | TEXT,
+        Quantization=st.just("") | TEXT,
+        MaxModelLen=st.integers(-(2**31), 2**31 - 1),
+        GPUMemoryUtilization=st.just(0.0) | st.floats(width=32),
+        Options=st.lists(ENTRY | TEXT, max_size=2),
+        EngineArgs=st.just("") | TEXT | st.dictionaries(NAMES, VALUE, max_size=2).map(json.dumps),
+    )
+)
+def test_any_options_are_understood_or_refused(options: pb.ModelOptions) -> None:
+    try:
+        plan_load(options).build()
+    except BackendError as error:
+        assert str(error)  # noqa: PT017  # nothing is expected in particular

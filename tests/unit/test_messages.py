@@ -1,0 +1,181 @@
+"""Messages of the wire -> OpenAI messages."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import InvalidRequest
+from common.messages import ROLES, openai_messages, parse_json
+from common.pb import backend_pb2 as pb
+
+TEXT = st.text()  # without surrogates, which protobuf has none of either
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+def one(**fields: Any) -> dict[str, Any]:
+    (message,) = openai_messages([pb.Message(**fields)])
+    return message
+
+
+def call(arguments: Any, **extra: Any) -> str:
+    return json.dumps([{"index": 0, "id": "c1", "function": {"name": "f", "arguments": arguments}} | extra])
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_role_and_content(role: str) -> None:
+    assert one(role=role, content="hi") == {"role": role, "content": "hi"}
+
+
+@pytest.mark.parametrize("role", ["", "User", "human", "bot", " user", "user\0"])
+def test_unknown_role(role: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        openai_messages([pb.Message(role="user"), pb.Message(role=role)])
+    assert caught.value.field == "Messages[1].role"
+    assert repr(role) in str(caught.value)
+    assert all(allowed in str(caught.value) for allowed in ROLES)
+
+
+def test_order_and_empty_content_are_kept() -> None:
+    messages = [pb.Message(role="user", content=text) for text in ("b", "", "a")]
+    assert [message["content"] for message in openai_messages(messages)] == ["b", "", "a"]
+    assert openai_messages([]) == []
+
+
+def test_optional_fields() -> None:
+    assert one(role="tool", content="18", name="f", tool_call_id="c1") == {
+        "role": "tool",
+        "content": "18",
+        "name": "f",
+        "tool_call_id": "c1",
+    }
+    assert one(role="assistant", content="x", reasoning_content="y")["reasoning_content"] == "y"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ('{"city": "Paris"}', {"city": "Paris"}),
+        ({"city": "東京"}, {"city": "東京"}),
+        ('{"deep": {"list": [1, null, true]}}', {"deep": {"list": [1, None, True]}}),
+        ("{}", {}),
+        ("", {}),
+        (" ", {}),
+        ("null", {}),
+        (None, {}),
+    ],
+)
+def test_arguments_are_an_object_once_encoded(arguments: Any, expected: dict[str, Any]) -> None:
+    (tool_call,) = one(role="assistant", tool_calls=call(arguments))["tool_calls"]
+    assert tool_call["id"] == "c1"
+    assert tool_call["type"] == "function"
+    assert tool_call["function"]["name"] == "f"
+    assert json.loads(tool_call["function"]["arguments"]) == expected
+    assert "\\u" not in tool_call["function"]["arguments"]
+
+
+def test_calls_without_text_have_null_for_content() -> None:
+    assert one(role="assistant", tool_calls=call("{}"))["content"] is None
+    assert one(role="assistant", content="wait", tool_calls=call("{}"))["content"] == "wait"
+
+
+@pytest.mark.parametrize("text", ["", " ", "null", "[]"])
+def test_no_calls(text: str) -> None:
+    assert one(role="assistant", content="", tool_calls=text) == {"role": "assistant", "content": ""}
+    assert one(role="user", content="x", tool_calls=text) == {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("{", ""),
+        ("{}", ""),
+        ('"x"', ""),
+        ("5", ""),
+        ("[5]", "[0]"),
+        ("[null]", "[0]"),
+        ("[{}]", "[0]"),
+        ('[{"function": "f"}]', "[0]"),
+        ('[{"function": {}}]', "[0]"),
+        ('[{"function": {"name": ""}}]', "[0]"),
+        ('[{"function": {"name": 5}}]', "[0]"),
+        (call("{"), "[0].function.arguments"),
+        (call("5"), "[0].function.arguments"),
+        (call(5), "[0].function.arguments"),
+        (call([1]), "[0].function.arguments"),
+        (call('{"x": NaN}'), "[0].function.arguments"),
+        (call("{}")[:-1] + ', {"function": {"name": "g", "arguments": "["}}]', "[1].function.arguments"),
+        pytest.param("[" * 100_000, "", id="deep"),
+    ],
+)
+def test_calls_that_cannot_be_used(text: str, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        one(role="assistant", tool_calls=text)
+    assert caught.value.field == f"Messages[0].tool_calls{field}"
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role != "assistant"])
+def test_only_an_assistant_makes_calls(role: str) -> None:
+    with pytest.raises(InvalidRequest, match="assistant"):
+        one(role=role, tool_calls=call("{}"))
+
+
+@given(st.dictionaries(TEXT, JSON, max_size=4))
+def test_any_arguments_arrive(arguments: dict[str, Any]) -> None:
+    for spelled in (arguments, json.dumps(arguments)):
+        (tool_call,) = one(role="assistant", tool_calls=call(spelled))["tool_calls"]
+        assert json.loads(tool_call["function"]["arguments"]) == arguments
+
+
+@given(JSON)
+def test_json(value: Any) -> None:
+    assert parse_json("Field", json.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "nope",
+        "[1,]",
+        "NaN",
+        "-Infinity",
+        '{"a": [Infinity]}',
+        "1e999",
+        '{"a": -1e999}',
+        pytest.param("9" * 5000, id="huge number"),
+        pytest.param("[" * 100_000, id="deep list"),
+        pytest.param('{"a":' * 100_000, id="deep object"),
+    ],
+)
+def test_not_json(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_json("Field", text)
+    assert caught.value.field == "Field"
+    assert len(str(caught.value)) < 300
+
+
+def test_json_says_where() -> None:
+    with pytest.raises(InvalidRequest, match="line 1 column 5"):
+        parse_json("Field", "[1, }")
+
+
+@pytest.mark.parametrize("text", [r'"\ud800"', r'{"\udfff": 1}', r'["a", {"b": "x\ud83dy"}]'])
+def test_half_a_surrogate_pair_does_not_come_through(text: str) -> None:
+    # Neither protobuf nor a tokenizer nor a status message can carry one.
+    try:
+        value = parse_json("Field", text)
+    except InvalidRequest:
+        return
+    json.dumps(value, ensure_ascii=False).encode()
+
+
+def test_a_whole_surrogate_pair_is_one_character() -> None:
+    assert parse_json("Field", r'"\ud83d\ude00"') == "\N{GRINNING FACE}"

@@ -1,0 +1,63 @@
+"""Child processes: in sight, measured, and gone when they are to go."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from common.processes import engine_processes, kill, memory_by_process
+
+# A child that starts another one, ignores polite requests, and says when both are there.
+PARENT = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def family() -> Iterator[list[int]]:
+    """The ids of a child and of its own child."""
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        ids = [parent.pid, int(parent.stdout.readline())]
+        yield ids
+        for pid in ids:
+            if psutil.pid_exists(pid):
+                psutil.Process(pid).kill()
+
+
+def test_all_generations_are_in_sight(family: list[int]) -> None:
+    assert set(family) <= {process.pid for process in engine_processes()}
+
+
+def test_the_resource_tracker_is_not_among_them() -> None:
+    code = "import time; time.sleep(60)  # resource_tracker"
+    with subprocess.Popen([sys.executable, "-c", code]) as tracker:
+        found = {process.pid for process in engine_processes()}
+        tracker.kill()
+    assert tracker.pid not in found
+
+
+def test_memory(family: list[int]) -> None:
+    sizes = memory_by_process()
+    assert sizes["server"] == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+    for pid in family:
+        (name,) = [name for name in sizes if name.endswith(f" {pid}")]
+        assert sizes[name] > 0
+        assert os.sep not in name
+
+
+async def test_kill(family: list[int]) -> None:
+    processes = [psutil.Process(pid) for pid in family]
+    await asyncio.wait_for(kill(processes), 10)
+    for process in processes:
+        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    await kill(processes)  # nothing is left to do
+    await kill([])

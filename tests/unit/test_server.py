@@ -1,0 +1,631 @@
+"""A real server in this process, with fakes behind the service: statuses, tokens, sizes and sockets."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from backend.lifecycle import Lifecycle, State
+from backend.server import SERVICE, build_server, listen
+from backend.settings import MIB, Settings, SettingsError
+from common import errors
+from common.engine_log import StageClock
+from common.pb import backend_pb2 as pb
+from common.pb import backend_pb2_grpc as pb_grpc
+
+WORD = "correct-horse"  # what clients must know where one is set
+NOTHING = pb.HealthMessage()
+SERVED = {
+    "Health",
+    "LoadModel",
+    "Free",
+    "Predict",
+    "PredictStream",
+    "TokenizeString",
+    "Detokenize",
+    "Status",
+}
+METHODS = pb.DESCRIPTOR.services_by_name["Backend"].methods
+
+
+class FakeModel:
+    """Answers at once, with what a test sets."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.error_after = 0
+        self.replies = [pb.Reply(message=b"a"), pb.Reply(message=b"b"), pb.Reply(tokens=2)]
+        self.hold: asyncio.Event | None = None
+        self.closed_streams = 0
+        self.requests: list[Any] = []
+
+    def _check(self, request: Any) -> None:
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+
+    async def predict(self, request: pb.PredictOptions) -> pb.Reply:
+        self._check(request)
+        return self.replies[0]
+
+    async def predict_stream(self, request: pb.PredictOptions) -> AsyncIterator[pb.Reply]:
+        try:
+            for number, reply in enumerate(self.replies):
+                if number == self.error_after:
+                    self._check(request)
+                yield reply
+                if self.hold is not None:
+                    await self.hold.wait()
+        finally:
+            self.closed_streams += 1
+
+    async def tokenize(self, request: pb.PredictOptions) -> pb.TokenizationResponse:
+        self._check(request)
+        return pb.TokenizationResponse(length=2, tokens=[5, 6])
+
+    async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+        self._check(request)
+        return pb.DetokenizeResponse(content="text")
+
+
+class FakeLifecycle:
+    """Has a model, or an error, whatever is asked for."""
+
+    def __init__(self) -> None:
+        self.state = State.READY
+        self.load_clock: StageClock | None = None
+        self.model = FakeModel()
+        self.error: Exception | None = None
+        self.asked: list[Any] = []
+
+    def model_for(self, identity: str) -> FakeModel:
+        self.asked.append(identity)
+        if self.error is not None:
+            raise self.error
+        return self.model
+
+    async def load(self, options: pb.ModelOptions) -> None:
+        self.asked.append(options)
+        if self.error is not None:
+            raise self.error
+
+    async def free(self) -> None:
+        self.asked.append("free")
+        if self.error is not None:
+            raise self.error
+
+
+@contextlib.asynccontextmanager
+async def serving(lifecycle: FakeLifecycle, **settings: Any) -> AsyncIterator[str]:
+    """The address of a server that runs."""
+    full = Settings(**{"addr": "127.0.0.1:0"} | settings)
+    server = build_server(full, cast("Lifecycle", lifecycle))
+    addr = listen(server, full.addr)
+    await server.start()
+    try:
+        yield addr
+    finally:
+        await server.stop(0)
+
+
+@pytest.fixture
+def lifecycle() -> FakeLifecycle:
+    return FakeLifecycle()
+
+
+@pytest.fixture
+async def channel(lifecycle: FakeLifecycle) -> AsyncIterator[grpc.aio.Channel]:
+    """A connection to a server without a token."""
+    async with serving(lifecycle) as addr, connected(addr) as channel:
+        yield channel
+
+
+@pytest.fixture
+def backend(channel: grpc.aio.Channel) -> Any:
+    """The service; the stub's types are those of blocking calls."""
+    return pb_grpc.BackendStub(channel)
+
+
+def connected(addr: str, **options: int) -> grpc.aio.Channel:
+    limits = {"grpc.max_send_message_length": -1, "grpc.max_receive_message_length": -1} | options
+    return grpc.aio.insecure_channel(addr, options=list(limits.items()))
+
+
+async def read(call: Any) -> list[pb.Reply]:
+    return [reply async for reply in call]
+
+
+def request_of(name: str) -> Any:
+    return getattr(pb, next(method for method in METHODS if method.name == name).input_type.name)()
+
+
+async def call(channel: grpc.aio.Channel, name: str, metadata: tuple[tuple[str, str], ...] = ()) -> Any:
+    """Call any method of the service; the reply, or the replies."""
+    method = next(method for method in METHODS if method.name == name)
+    stub: Any = getattr(pb_grpc.BackendStub(channel), name)
+    request = request_of(name)
+    if method.client_streaming:
+        # Nothing is sent: a write that meets the end of the call would hide its status.
+        return await stub(metadata=metadata, timeout=10).read()
+    started = stub(request, metadata=metadata, timeout=10)
+    return await (read(started) if method.server_streaming else started)
+
+
+def raw(channel: grpc.aio.Channel, path: str, data: bytes) -> Any:
+    multicallable: Any = channel.unary_unary(path)
+    return multicallable(data)
+
+
+async def status(awaitable: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await awaitable
+    return caught.value.code(), caught.value.details() or ""
+
+
+@pytest.mark.parametrize("state", State)
+async def test_health_is_ok_in_every_state(backend: Any, lifecycle: FakeLifecycle, state: State) -> None:
+    lifecycle.state = state
+    lifecycle.error = RuntimeError("everything else is broken")
+    reply = await backend.Health(NOTHING)
+    assert reply == pb.Reply(message=b"OK")
+
+
+async def test_answers(backend: Any, lifecycle: FakeLifecycle) -> None:
+    assert (await backend.Predict(pb.PredictOptions(Prompt="x"))).message == b"a"
+    assert await read(backend.PredictStream(pb.PredictOptions(Prompt="x"))) == lifecycle.model.replies
+    assert (await backend.TokenizeString(pb.PredictOptions(Prompt="x"))).tokens == [5, 6]
+    assert (await backend.Detokenize(pb.DetokenizeRequest(tokens=[5]))).content == "text"
+    assert [type(request).__name__ for request in lifecycle.model.requests] == ["PredictOptions"] * 3 + [
+        "DetokenizeRequest"
+    ]
+
+
+async def test_the_identity_is_asked_for_where_a_request_has_one(backend: Any, lifecycle: FakeLifecycle) -> None:
+    named = pb.PredictOptions(ModelIdentity="org/a")
+    await backend.Predict(named)
+    await read(backend.PredictStream(named))
+    await backend.TokenizeString(named)
+    await backend.Detokenize(pb.DetokenizeRequest())
+    assert lifecycle.asked == ["org/a", "org/a", "org/a", ""]
+
+
+ERRORS: list[tuple[Exception, grpc.StatusCode, str]] = [
+    (errors.ModelNotLoaded(), grpc.StatusCode.FAILED_PRECONDITION, "model not loaded"),
+    (errors.IdentityMismatch("a", "b"), grpc.StatusCode.NOT_FOUND, "model identity mismatch"),
+    (errors.InvalidRequest("TopK", "odd"), grpc.StatusCode.INVALID_ARGUMENT, "TopK: odd"),
+    (errors.Unsupported("no images"), grpc.StatusCode.UNIMPLEMENTED, "no images"),
+    (errors.Overloaded("full"), grpc.StatusCode.RESOURCE_EXHAUSTED, "full"),
+    (MemoryError("no memory"), grpc.StatusCode.RESOURCE_EXHAUSTED, "no memory"),
+    (errors.EngineGone("stopping"), grpc.StatusCode.UNAVAILABLE, "stopping"),
+    (ZeroDivisionError("secret"), grpc.StatusCode.INTERNAL, "internal error"),
+]
+
+
+@pytest.mark.parametrize("case", ERRORS, ids=lambda case: type(case[0]).__name__)
+@pytest.mark.parametrize("name", ["Predict", "PredictStream", "TokenizeString", "Detokenize"])
+async def test_status_of_an_exception(
+    channel: grpc.aio.Channel,
+    lifecycle: FakeLifecycle,
+    name: str,
+    case: tuple[Exception, grpc.StatusCode, str],
+) -> None:
+    error, code, text = case
+    for raiser in (lifecycle, lifecycle.model):
+        raiser.error = error
+        found, details = await status(call(channel, name))
+        assert found is code
+        assert text in details
+        assert "secret" not in details
+        raiser.error = None
+
+
+async def test_an_exception_within_a_stream(backend: Any, lifecycle: FakeLifecycle) -> None:
+    lifecycle.model.error, lifecycle.model.error_after = errors.EngineGone("died"), 1
+    replies = []
+
+    async def collect() -> None:
+        async for reply in backend.PredictStream(pb.PredictOptions()):
+            replies.append(reply)  # noqa: PERF401  # those before the exception count
+
+    assert await status(collect()) == (grpc.StatusCode.UNAVAILABLE, "died")
+    assert replies == lifecycle.model.replies[:1]
+    assert lifecycle.model.closed_streams == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 1_000_000, "東" * 100_000, "\udfff", "a\0b\nc"], ids=["long", "wide", "half", "odd"]
+)
+@pytest.mark.parametrize("name", ["Predict", "PredictStream"])
+async def test_any_text_of_an_exception_reaches_the_caller(
+    channel: grpc.aio.Channel, lifecycle: FakeLifecycle, name: str, text: str
+) -> None:
+    lifecycle.model.error = errors.InvalidRequest("Messages[0].role", text)
+    code, details = await status(call(channel, name))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details.startswith("Messages[0].role: ")
+
+
+async def test_a_client_that_goes_away_ends_the_work(channel: grpc.aio.Channel, lifecycle: FakeLifecycle) -> None:
+    lifecycle.model.hold = asyncio.Event()
+    backend: Any = pb_grpc.BackendStub(channel)
+    stream = backend.PredictStream(pb.PredictOptions())
+    await stream.read()
+    stream.cancel()
+    for _ in range(1000):
+        if lifecycle.model.closed_streams:
+            break
+        await asyncio.sleep(0.005)
+    assert lifecycle.model.closed_streams == 1
+
+
+async def test_a_deadline_ends_the_work(channel: grpc.aio.Channel, lifecycle: FakeLifecycle) -> None:
+    lifecycle.model.hold = asyncio.Event()
+    backend: Any = pb_grpc.BackendStub(channel)
+    code, _ = await status(read(backend.PredictStream(pb.PredictOptions(), timeout=0.05)))
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    for _ in range(1000):
+        if lifecycle.model.closed_streams:
+            break
+        await asyncio.sleep(0.005)
+    assert lifecycle.model.closed_streams == 1
+
+
+async def test_load_and_free(backend: Any, lifecycle: FakeLifecycle) -> None:
+    options = pb.ModelOptions(Model="org/a", MaxModelLen=5)
+    assert (await backend.LoadModel(options)).success
+    assert (await backend.Free(NOTHING)).success
+    assert lifecycle.asked == [options, "free"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InvalidRequest("Options", "odd"),
+        errors.Unsupported("no embeddings"),
+        errors.LoadFailed("ValueError: no memory"),
+        errors.LoadCancelled("Free came first"),
+        errors.EngineGone("draining"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_load_that_fails_is_an_answer(backend: Any, lifecycle: FakeLifecycle, error: Exception) -> None:
+    lifecycle.error = error
+    assert await backend.LoadModel(pb.ModelOptions()) == pb.Result(success=False, message=str(error))
+
+
+async def test_a_cause_that_is_no_text_is_an_answer_too(backend: Any, lifecycle: FakeLifecycle) -> None:
+    # File names outside UTF-8 get into messages this way.
+    lifecycle.error = errors.LoadFailed("FileNotFoundError: b\udcff.json")
+    result = await backend.LoadModel(pb.ModelOptions(), timeout=10)
+    assert not result.success
+    assert result.message.startswith("FileNotFoundError: b")
+
+
+async def test_a_bug_in_a_load_is_a_status(backend: Any, lifecycle: FakeLifecycle) -> None:
+    lifecycle.error = ZeroDivisionError()
+    for attempt in (backend.LoadModel(pb.ModelOptions()), backend.Free(NOTHING)):
+        code, _ = await status(attempt)
+        assert code is grpc.StatusCode.INTERNAL
+
+
+@pytest.mark.parametrize("name", sorted({method.name for method in METHODS} - SERVED))
+async def test_what_is_not_served_says_so(channel: grpc.aio.Channel, lifecycle: FakeLifecycle, name: str) -> None:
+    lifecycle.error = errors.ModelNotLoaded()  # with or without a model
+    code, details = await status(call(channel, name))
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert details.startswith(f"{name} ")
+
+
+async def test_a_method_that_does_not_exist(channel: grpc.aio.Channel) -> None:
+    for path in (f"/{SERVICE}/Nope", "/other.Service/Nope"):
+        code, _ = await status(raw(channel, path, b""))
+        assert code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_bytes_that_are_no_message(channel: grpc.aio.Channel, lifecycle: FakeLifecycle) -> None:
+    for name in ("Predict", "PredictStream", "LoadModel"):
+        for data in (b"\xff\xff", b"\x0a\x01\xff"):  # no field, and a text that is not UTF-8
+            code, _ = await status(raw(channel, f"/{SERVICE}/{name}", data))
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert lifecycle.asked == []
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (State.NO_MODEL, "UNINITIALIZED"),
+        (State.LOADING, "BUSY"),
+        (State.READY, "READY"),
+        (State.DRAINING, "BUSY"),
+        (State.FAILED, "ERROR"),
+    ],
+)
+async def test_state(backend: Any, lifecycle: FakeLifecycle, state: State, expected: str) -> None:
+    lifecycle.state = state
+    found = await backend.Status(NOTHING)
+    assert pb.StatusResponse.State.Name(found.state) == expected
+    assert found.memory.total == sum(found.memory.breakdown.values())
+    assert found.memory.breakdown["server"] > 1_000_000
+
+
+async def test_the_stage_of_a_load_is_in_the_status(backend: Any, lifecycle: FakeLifecycle) -> None:
+    lifecycle.state = State.LOADING
+    lifecycle.load_clock = StageClock(lambda _stage, _seconds: None)
+    assert not [name for name in (await backend.Status(NOTHING)).memory.breakdown if "loading" in name]
+    lifecycle.load_clock.enter("loading weights")
+    memory = (await backend.Status(NOTHING)).memory
+    assert memory.breakdown["loading, loading weights (seconds)"] == 0
+    assert memory.total == sum(size for name, size in memory.breakdown.items() if "seconds" not in name)
+
+
+# Tokens.
+
+
+@pytest.fixture
+async def guarded(lifecycle: FakeLifecycle) -> AsyncIterator[grpc.aio.Channel]:
+    """A connection to a server that wants a token."""
+    async with serving(lifecycle, auth_token=WORD) as addr, connected(addr) as channel:
+        yield channel
+
+
+WRONG = [
+    (),
+    (("authorization", ""),),
+    (("authorization", WORD),),
+    (("authorization", f"bearer {WORD}"),),
+    (("authorization", f"Bearer {WORD}x"),),
+    (("authorization", f"Bearer {WORD[:-1]}"),),
+    (("authorization", "Bearer "),),
+    (("authorization", f"Bearer  {WORD}"),),
+    (("x-authorization", f"Bearer {WORD}"),),
+]
+RIGHT = (("authorization", f"Bearer {WORD}"),)
+
+
+@pytest.mark.parametrize("name", [method.name for method in METHODS])
+async def test_no_method_without_the_token(guarded: grpc.aio.Channel, lifecycle: FakeLifecycle, name: str) -> None:
+    code, _ = await status(call(guarded, name))
+    assert code is grpc.StatusCode.UNAUTHENTICATED
+    assert lifecycle.asked == []
+
+
+@pytest.mark.parametrize("metadata", WRONG, ids=str)
+async def test_wrong_tokens(
+    guarded: grpc.aio.Channel, lifecycle: FakeLifecycle, metadata: tuple[tuple[str, str], ...]
+) -> None:
+    for name in ("Predict", "PredictStream", "Health"):
+        code, details = await status(call(guarded, name, metadata))
+        assert code is grpc.StatusCode.UNAUTHENTICATED
+        assert WORD not in details
+    assert lifecycle.asked == []
+
+
+@pytest.mark.parametrize("name", sorted(SERVED))
+async def test_with_the_token(guarded: grpc.aio.Channel, name: str) -> None:
+    await call(guarded, name, RIGHT)
+
+
+async def test_a_method_that_does_not_exist_needs_the_token_too(guarded: grpc.aio.Channel) -> None:
+    code, _ = await status(raw(guarded, f"/{SERVICE}/Nope", b""))
+    assert code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_grpc_health_needs_the_token(guarded: grpc.aio.Channel) -> None:
+    health: Any = health_pb2_grpc.HealthStub(guarded)
+    request = health_pb2.HealthCheckRequest()
+    assert (await status(health.Check(request)))[0] is grpc.StatusCode.UNAUTHENTICATED
+    assert (await status(read(health.Watch(request))))[0] is grpc.StatusCode.UNAUTHENTICATED
+    answer = await health.Check(request, metadata=RIGHT)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def reflected(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...] = ()) -> set[str]:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    answers: Any = await read(stub.ServerReflectionInfo(iter([request]), metadata=metadata))
+    return {service.name for answer in answers for service in answer.list_services_response.service}
+
+
+async def test_reflection_needs_the_token(guarded: grpc.aio.Channel) -> None:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(guarded)
+    assert (await status(stub.ServerReflectionInfo().read()))[0] is grpc.StatusCode.UNAUTHENTICATED
+    assert SERVICE in await reflected(guarded, RIGHT)
+
+
+async def test_health_and_reflection_without_a_token(channel: grpc.aio.Channel) -> None:
+    health: Any = health_pb2_grpc.HealthStub(channel)
+    answer = await health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert await reflected(channel) == {
+        "backend.Backend",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+
+
+async def test_a_server_without_a_token_ignores_those_that_are_sent(channel: grpc.aio.Channel) -> None:
+    await call(channel, "Health", RIGHT)
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("mib", [1, 6])
+async def test_the_largest_message(lifecycle: FakeLifecycle, mib: int) -> None:
+    fits, too_long = mib * MIB - 1000, mib * MIB + 1
+    async with serving(lifecycle, max_message_mib=mib) as addr, connected(addr) as channel:
+        backend: Any = pb_grpc.BackendStub(channel)
+        await backend.Predict(pb.PredictOptions(Prompt="x" * fits))
+        code, _ = await status(backend.Predict(pb.PredictOptions(Prompt="x" * too_long)))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        lifecycle.model.replies = [pb.Reply(message=b"x" * fits)]
+        assert len((await backend.Predict(pb.PredictOptions())).message) == fits
+        lifecycle.model.replies = [pb.Reply(message=b"x" * too_long)]
+        code, _ = await status(backend.Predict(pb.PredictOptions()))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+# Sockets.
+
+
+@contextlib.contextmanager
+def refused(addr: str, lifecycle: FakeLifecycle) -> Iterator["pytest.ExceptionInfo[SettingsError]"]:
+    server = build_server(Settings(addr=addr), cast("Lifecycle", lifecycle))
+    with pytest.raises(SettingsError) as caught:
+        listen(server, addr)
+    assert str(caught.value).startswith(f"cannot listen on {addr}: ")
+    yield caught
+
+
+async def test_a_free_port_is_taken_and_told(lifecycle: FakeLifecycle) -> None:
+    async with serving(lifecycle) as addr, connected(addr) as channel:
+        assert addr.startswith("127.0.0.1:")
+        assert not addr.endswith(":0")
+        await call(channel, "Health")
+
+
+@pytest.mark.skipif(not socket.has_ipv6 or not Path("/proc/net/if_inet6").exists(), reason="no IPv6 here")
+@pytest.mark.parametrize("addr", ["[::1]:0", "[::]:0"])
+async def test_ipv6(lifecycle: FakeLifecycle, addr: str) -> None:
+    async with serving(lifecycle, addr=addr) as taken, connected(taken.replace("[::]", "[::1]")) as channel:
+        assert taken.startswith(addr[:-1])
+        await call(channel, "Health")
+
+
+async def test_a_port_in_use(lifecycle: FakeLifecycle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        addr = f"127.0.0.1:{other.getsockname()[1]}"
+        with refused(addr, lifecycle) as caught:
+            assert "in use" in str(caught.value)
+
+
+async def test_a_port_of_another_server_of_ours(lifecycle: FakeLifecycle) -> None:
+    # SO_REUSEPORT would let both have it, and each get half of the calls.
+    async with serving(lifecycle) as addr:
+        with refused(addr, lifecycle) as caught:
+            assert "in use" in str(caught.value)
+        # Neither would gRPC let it, should both look before either binds.
+        other = build_server(Settings(addr=addr), cast("Lifecycle", lifecycle))
+        with pytest.raises(RuntimeError):
+            other.add_insecure_port(addr)
+
+
+def lingering_port() -> int:
+    """A port whose last server closed its connection first: the system keeps that one for a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = int(listener.getsockname()[1])
+        with socket.create_connection(("127.0.0.1", port)):
+            listener.accept()[0].close()
+    return port
+
+
+async def test_a_port_that_was_in_use_a_moment_ago(lifecycle: FakeLifecycle) -> None:
+    addr = f"127.0.0.1:{lingering_port()}"
+    async with serving(lifecycle, addr=addr) as taken, connected(addr) as channel:
+        assert taken == addr
+        await call(channel, "Health")
+
+
+@pytest.mark.parametrize("addr", ["192.0.2.1:5000", "no-such-host.invalid:5000"])
+async def test_an_address_that_is_not_ours(lifecycle: FakeLifecycle, addr: str) -> None:
+    with refused(addr, lifecycle):
+        pass
+
+
+@pytest.fixture
+def sockets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short name: paths of sockets have at most 107 bytes."""
+    return tmp_path_factory.mktemp("s")
+
+
+@pytest.mark.parametrize("prefix", ["unix:", "unix://"])
+async def test_a_unix_socket(lifecycle: FakeLifecycle, sockets: Path, prefix: str) -> None:
+    addr = f"{prefix}{sockets}/a"
+    async with serving(lifecycle, addr=addr) as taken, connected(f"unix:{sockets}/a") as channel:
+        assert taken == addr
+        assert stat.S_ISSOCK((sockets / "a").stat().st_mode)
+        await call(channel, "Health")
+
+
+async def test_a_live_unix_socket(lifecycle: FakeLifecycle, sockets: Path) -> None:
+    addr = f"unix:{sockets}/a"
+    async with serving(lifecycle, addr=addr), connected(addr) as channel:
+        with refused(addr, lifecycle) as caught:
+            assert "in use" in str(caught.value)
+        await call(channel, "Health")
+
+
+async def test_a_unix_socket_that_was_left_behind(lifecycle: FakeLifecycle, sockets: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(sockets / "a"))
+        gone.listen()
+    assert (sockets / "a").exists()
+    async with serving(lifecycle, addr=f"unix:{sockets}/a") as addr, connected(addr) as channel:
+        await call(channel, "Health")
+
+
+def no_folder(folder: Path) -> str:
+    return str(folder / "none" / "a")
+
+
+def plain_file(folder: Path) -> str:
+    (folder / "a").write_text("precious")
+    return str(folder / "a")
+
+
+def content(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8")
+
+
+def directory(folder: Path) -> str:
+    (folder / "a").mkdir()
+    return str(folder / "a")
+
+
+def read_only_folder(folder: Path) -> str:
+    (folder / "locked").mkdir(mode=0o500)
+    return str(folder / "locked" / "a")
+
+
+def long_path(folder: Path) -> str:
+    return str(folder / ("a" * 120))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (no_folder, "no folder"),
+        (plain_file, "no socket"),
+        (directory, "no socket"),
+        (read_only_folder, "not writable"),
+        (long_path, ""),
+    ],
+)
+async def test_a_path_that_cannot_be_a_socket(
+    lifecycle: FakeLifecycle,
+    sockets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], str],
+    reason: str,
+) -> None:
+    path = make(sockets)
+    if make is read_only_folder and os.geteuid() == 0:
+        monkeypatch.setattr(os, "access", lambda _path, _mode: False)  # root may write anywhere
+    with refused(f"unix:{path}", lifecycle) as caught:
+        assert reason in str(caught.value)
+
+
+async def test_a_file_in_the_way_is_left_alone(lifecycle: FakeLifecycle, sockets: Path) -> None:
+    path = plain_file(sockets)
+    with refused(f"unix:{path}", lifecycle):
+        pass
+    assert content(path) == "precious"

