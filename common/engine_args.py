@@ -113,7 +113,7 @@ def resolve_model(options: pb.ModelOptions) -> str:
         candidates.append(os.path.join(options.ModelPath, name))
     for candidate in candidates:
         if candidate and os.path.isdir(candidate):
-            if not (Path(candidate) / "config.json").exists() and not (Path(candidate) / "params.json").exists():
+            if not any(os.path.exists(os.path.join(candidate, name)) for name in ("config.json", "params.json")):
                 raise InvalidRequest("Model", f"{candidate} has no config.json; a Hugging Face model folder has one")
             return str(Path(candidate).absolute())
         if candidate and os.path.isfile(candidate):

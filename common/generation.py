@@ -22,6 +22,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.errors import EngineGone, InvalidRequest
 from common.logprobs import logprob_entries
+from common.media_connector import named, raw_prompt
 from common.parsers import ParserChoice
 from common.reply import Completion, Delta, ToolCall, Usage
 from common.request import GenerationRequest
@@ -80,10 +81,13 @@ class Generator:
             InvalidRequest: the template refuses the messages, or the prompt leaves no room for an answer.
 
         """
-        if request.is_chat:
-            rendered = await self.renderer.render_chat(request.openai)
-        else:
-            rendered = (None, await self.renderer.render_completion(request.openai))
+        with named(request.media):
+            if request.is_chat:
+                rendered = await self.renderer.render_chat(request.openai)
+            else:
+                if request.media:
+                    request.openai.prompt = await raw_prompt(request.openai.prompt, request.media, self.llm.renderer)
+                rendered = (None, await self.renderer.render_completion(request.openai))
         if isinstance(rendered, ErrorResponse) or isinstance(rendered[1], ErrorResponse):
             response = rendered if isinstance(rendered, ErrorResponse) else rendered[1]
             raise InvalidRequest(request.prompt_field, response.error.message)

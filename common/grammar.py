@@ -67,6 +67,8 @@ def xgrammar_ebnf(gbnf: str) -> str:
         InvalidRequest: xgrammar can't read it.
 
     """
+    if "\0" in gbnf:
+        raise InvalidRequest("Grammar", "has a NUL character, where xgrammar would stop reading")
     ebnf = _rewrite(gbnf)
     if "::=" not in ebnf:
         raise InvalidRequest("Grammar", "has no rule; write GBNF rules (root ::= …) or a JSON schema object")

@@ -137,7 +137,8 @@ def _url(where: str, modality: str, text: str) -> str:
         if not comma or not header.lower().endswith(";base64"):
             raise InvalidRequest(where, "is a data: URI without `;base64,`")
         stated = header[len("data:") : -len(";base64")]
-    text = "".join(text.split())
+    if any(space in text for space in " \n\r\t"):
+        text = "".join(text.split())
     if not text:
         raise InvalidRequest(where, "is empty")
     found = sniff(_first_bytes(text))

@@ -15,7 +15,7 @@ from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
 from common.generation import Generator, Run
 from common.pb import backend_pb2 as pb
-from common.request import GenerationRequest, generation_request, is_constrained
+from common.request import GenerationRequest, generation_request, is_heavy
 
 __all__ = ["LoadPlan", "Model", "plan_load"]
 
@@ -100,7 +100,6 @@ class Model:
             has_tool_parser=self._generator.has_tool_parser,
             max_logprobs=self._generator.max_logprobs,
         )
-        if is_constrained(options):
-            # Compiling a large grammar takes seconds.
+        if is_heavy(options):
             return await asyncio.to_thread(understand)
         return understand()

@@ -8,6 +8,7 @@ from vllm.utils.mistral import is_mistral_tokenizer
 
 from common.errors import InvalidRequest
 from common.generation import Generator
+from common.media_connector import named
 from common.request import GenerationRequest
 from common.vllm_errors import translated
 
@@ -18,7 +19,7 @@ async def tokenize(generator: Generator, request: GenerationRequest) -> list[int
     Texts longer than the context are fine: the orchestrator counts them in order to cut them.
     """
     renderer = generator.llm.renderer
-    with translated(request.prompt_field):
+    with translated(request.prompt_field), named(request.media):
         if request.is_chat:
             chat: Any = request.openai
             defaults = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from common.errors import BackendError, EngineGone, Overloaded, Unsupported
+from common.errors import BackendError, EngineGone, InvalidRequest, Overloaded, Unsupported
 from common.request import from_vllm
 
 ENGINE_DIED = "the engine died; its last error is in the log"
@@ -23,6 +23,8 @@ def translated(prompt_field: str) -> Iterator[None]:
         yield
     except BackendError:
         raise
+    except RecursionError as error:
+        raise InvalidRequest(prompt_field, "has something that is nested too deep") from error
     except EngineDeadError as error:
         raise EngineGone(ENGINE_DIED) from error
     except EngineGenerateError as error:

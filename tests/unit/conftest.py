@@ -8,7 +8,7 @@ from common.vllm_env import prepare_environment
 
 prepare_environment()
 
-# The same examples at each run, so that a failure is the change's; `--hypothesis-profile=search` looks further.
+# The same examples at each run, so that a failure is the change's; HYPOTHESIS_PROFILE=search looks further.
 settings.register_profile("unit", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.register_profile("search", deadline=None, database=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unit"))

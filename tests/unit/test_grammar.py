@@ -160,6 +160,7 @@ def test_lines_stay_where_they_are() -> None:
         ("root ::= [open", "line 1"),
         ('root ::= ("a"', "line 1"),
         ("::=", "line 1"),
+        ('root ::= "a"\0 | "b"', "NUL"),
         ('root ::= "a" |\n  <think> "b"', "line 2: <think>"),
         ("root ::= !<[1000]>*", "line 1: !<[1000]>"),
         ('root ::= "a"{5,2}', ""),

@@ -37,6 +37,7 @@ def caused(error: Exception, cause: BaseException | None) -> Exception:
         (VLLMClientError("bad"), InvalidRequest, "Messages: bad"),
         (ValueError("bad"), InvalidRequest, "Messages: bad"),
         (TypeError("bad"), InvalidRequest, "Messages: bad"),
+        (RecursionError("depth"), InvalidRequest, "Messages: has something that is nested too deep"),
         (OverflowError("bad"), InvalidRequest, "Messages: bad"),
         (NotImplementedError("not yet"), Unsupported, "not yet"),
         (RetryableRequestError("busy"), Overloaded, "busy"),
