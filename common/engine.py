@@ -12,11 +12,12 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.concurrency import to_its_end
-from common.engine_args import LoadPlan, first_problem
+from common.engine_args import LoadPlan
 from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import InvalidRequest, LoadFailed
 from common.parsers import ParserChoice, choose_parsers
 from common.processes import adopt_orphans, engine_processes, give_memory_back, kill
+from common.wording import first_problem
 
 logger = logging.getLogger(__name__)
 

@@ -6,35 +6,28 @@ parser beats them, because the orchestrator appends its defaults in that form.
 """
 
 import dataclasses
-import difflib
 import logging
 import math
 import os
-import re
 import typing
-from argparse import Action, ArgumentParser
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import pydantic
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from vllm import AsyncEngineArgs
 from vllm.platforms import current_platform
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from common.cpu_defaults import cpu_defaults
 from common.errors import InvalidRequest, Unsupported
 from common.media_connector import NO_DOMAIN
 from common.messages import parse_json
+from common.options import flag_values, split_options
 from common.pb import backend_pb2 as pb
+from common.wording import closest, first_problem
 
 logger = logging.getLogger(__name__)
-
-# Backend options, and the dashed spellings that mean the same.
-TOOL_PARSER_FLAGS = ("--tool-parser", "--tool-call-parser")
-REASONING_PARSER_FLAGS = ("--reasoning-parser",)
-BACKEND_OPTIONS = ("tool_parser", "reasoning_parser")
 
 # One structured-output backend per engine: with "auto" the first odd request would fix it for all others.
 _STRUCTURED_OUTPUTS = {"backend": "xgrammar"}
@@ -90,8 +83,8 @@ def plan_load(options: pb.ModelOptions) -> LoadPlan:
     args: dict[str, Any] = {"structured_outputs_config": _STRUCTURED_OUTPUTS, "allowed_media_domains": [NO_DOMAIN]}
     args |= {"model": model, "served_model_name": options.Model or model}
     args |= _typed_fields(options)
-    own, flags = _split_options(options.Options, options.ModelPath)
-    args |= _flag_values(flags)
+    own, flags = split_options(options.Options, options.ModelPath)
+    args |= flag_values(flags, _FIELDS)
     args |= _engine_args_json(options.EngineArgs)
     media_folder = args.get("allowed_local_media_path")
     if media_folder and not os.path.isdir(media_folder):
@@ -127,13 +120,6 @@ def resolve_model(options: pb.ModelOptions) -> str:
             "Model", f"{name!r} is neither an existing folder nor a hub id such as Qwen/Qwen3-0.6B"
         ) from None
     return name
-
-
-def first_problem(error: Exception) -> str:
-    """What an exception says, without pydantic's framing and in one line."""
-    if isinstance(error, pydantic.ValidationError):
-        return str(error.errors(include_url=False, include_input=False, include_context=False)[0]["msg"])
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _refuse_unsupported(options: pb.ModelOptions) -> None:
@@ -188,74 +174,6 @@ def _typed_fields(options: pb.ModelOptions) -> dict[str, Any]:
     return args
 
 
-def _split_options(
-    entries: typing.Iterable[str], model_path: str
-) -> tuple[dict[str, str], list[tuple[str, str | None]]]:
-    """The backend's own options, and vLLM's flags as (flag, value or None)."""
-    own: dict[str, str] = {}
-    spelled: dict[str, str] = {}
-    flags: list[tuple[str, str | None]] = []
-    for entry in entries:
-        name, separator, value = _partition(entry)
-        if name.startswith("--"):
-            flag = name.replace("_", "-")
-            if flag in TOOL_PARSER_FLAGS:
-                spelled["tool_parser"] = value
-            elif flag in REASONING_PARSER_FLAGS:
-                spelled["reasoning_parser"] = value
-            else:
-                flags.append((flag, value if separator else None))
-        elif name in BACKEND_OPTIONS:
-            own[name] = value
-        elif value and model_path and os.path.exists(os.path.join(model_path, value)):
-            # The orchestrator names the files it has fetched beside the model in this form; vLLM needs none of them.
-            logger.info("Options: %s is a companion file of the model; not used", entry)
-        else:
-            raise InvalidRequest("Options", f"{entry!r} is unknown{_closest(name, BACKEND_OPTIONS)}")
-    return own | spelled, flags
-
-
-def _partition(entry: str) -> tuple[str, str, str]:
-    """`--flag:value`, `--flag=value`, `--flag value` or `key:value` -> (name, separator, value)."""
-    match = re.match(r"\s*([\w.-]+)\s*([:=]|\s|$)\s*(.*?)\s*$", entry, re.DOTALL)
-    if not match:
-        raise InvalidRequest("Options", f"{entry!r} is not of the form key:value, --flag or --flag:value")
-    return match[1], match[2], match[3]
-
-
-class _FlagParser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM is untyped to us
-    """vLLM's own command line, raising where argparse would exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
-def _flag_values(flags: list[tuple[str, str | None]]) -> dict[str, Any]:
-    if not flags:
-        return {}
-    parser: ArgumentParser = AsyncEngineArgs.add_cli_args(_FlagParser(add_help=False))
-    known: dict[str, Action] = parser._option_string_actions  # argparse has no public look-up
-    args: dict[str, Any] = {}
-    for flag, value in flags:
-        action = known.get(flag)
-        if action is None or action.dest not in _FIELDS:
-            raise InvalidRequest("Options", f"{flag} is not a flag of vLLM 0.32{_closest(flag, known)}")
-        if action.nargs == 0 and value is not None and value.lower() in ("true", "false"):
-            # YAML has no bare flags: `--enforce-eager:false` is how they are switched off there.
-            args[action.dest] = (value.lower() == "true") != flag.startswith("--no-")
-            continue
-        try:
-            parsed = parser.parse_args([flag] if value is None else [flag, *_words(action, value)])
-        except (ValueError, TypeError, KeyError) as error:
-            raise InvalidRequest("Options", f"{flag}: {first_problem(error)}") from error
-        args[action.dest] = getattr(parsed, action.dest)
-    return args
-
-
-def _words(action: Action, value: str) -> list[str]:
-    return value.split() if action.nargs in ("+", "*") and not value.startswith(("{", "[")) else [value]
-
-
 def _engine_args_json(text: str) -> dict[str, Any]:
     if not text.strip():
         return {}
@@ -269,7 +187,7 @@ def _checked(where: str, name: str, value: Any) -> Any:
     """`value` in the type of the engine argument `name`, which must exist; objects stay as they came."""
     field = _FIELDS.get(name)
     if field is None:
-        raise InvalidRequest(where, f"is not an engine argument of vLLM 0.32{_closest(name, _FIELDS)}")
+        raise InvalidRequest(where, f"is not an engine argument of vLLM 0.32{closest(name, _FIELDS)}")
     if value is None:
         if field.default is None:
             return None
@@ -299,11 +217,3 @@ def _as_config(name: str, value: Any) -> Any:
     if config is None or any(typing.get_origin(kind) is dict for kind in kinds):
         return value
     return pydantic.TypeAdapter(cast("Any", config)).validate_python(value)
-
-
-def _closest(name: str, valid: typing.Iterable[str]) -> str:
-    names = list(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; use one of {', '.join(names)}" if len(names) < 10 else ""

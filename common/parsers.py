@@ -20,8 +20,8 @@ from vllm.tokenizers import TokenizerLike
 from vllm.tool_parsers import ToolParserManager
 from vllm.utils.mistral import is_mistral_tokenizer
 
-from common.engine_args import first_problem
 from common.errors import InvalidRequest
+from common.wording import first_problem
 
 # What a caller asks for who wants no parser, and none chosen.
 NONE = "none"
