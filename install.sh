@@ -113,6 +113,8 @@ if [ ! -x .venv/bin/python ] || [ "$(.venv/bin/python -c 'import sys; print("%d.
     "$uv" venv --quiet --clear --relocatable --python "$python" .venv
 fi
 VIRTUAL_ENV=$here/.venv "$uv" pip install -r pyproject.toml "${extra_args[@]}" "${source_args[@]}"
+# For its entry points, by which vLLM finds our plugin; the code itself is found by run.sh's PYTHONPATH.
+VIRTUAL_ENV=$here/.venv "$uv" pip install --quiet --no-deps --editable .
 # Compiling at first import would take half a minute, with the interpreter's lock held under the server's feet.
 .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 

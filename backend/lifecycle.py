@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Within the 5 s that the orchestrator waits for Free: what has not ended by then is killed.
+_FREE_TIMEOUT = 3.0
 # How soon the death of an engine is noticed when no request tells.
 _WATCH_INTERVAL = 0.5
 
@@ -179,7 +181,8 @@ class Lifecycle:
         model, self._model, self._identity = self._model, None, ""
         if model is not None:
             # Half an engine under the next one would be worse than a late answer.
-            await to_its_end(model.close(self._shutdown_timeout))
+            draining = self.state in (State.DRAINING, State.FAILED)
+            await to_its_end(model.close(self._shutdown_timeout if draining else _FREE_TIMEOUT))
         if self.state is State.READY:
             self.state = State.NO_MODEL
 

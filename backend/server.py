@@ -17,6 +17,7 @@ from backend.settings import Settings, SettingsError
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 
+MOST_PATH_BYTES = 107  # unix(7)
 SERVICE = pb.DESCRIPTOR.services_by_name["Backend"].full_name
 
 
@@ -81,11 +82,15 @@ def _check_bindable(addr: str) -> None:
 
 def _check_socket_path(path: str) -> None:
     """gRPC removes a socket file that is in its way, also one that another server listens on."""
+    if len(os.fsencode(path)) > MOST_PATH_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"a socket's path has at most {MOST_PATH_BYTES} bytes")
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, f"no folder {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"folder {folder} is not writable")
+    if os.path.islink(path) and not os.path.exists(path):
+        raise FileExistsError(errno.EEXIST, "a link that leads nowhere has this name")
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Iterator
 
 import psutil
 from vllm.config import VllmConfig
@@ -11,6 +12,7 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from common import orphan_watch
 from common.concurrency import to_its_end
 from common.engine_args import LoadPlan
 from common.engine_log import EngineLog, StageClock, root_cause
@@ -68,6 +70,7 @@ class Engine:
 
         """
         adopt_orphans()
+        orphan_watch.announce()
         loop = asyncio.get_running_loop()
         clock.enter("reading the model's configuration")
 
@@ -116,13 +119,28 @@ class Engine:
         started = time.monotonic()
         llm = self.llm
         # Called in the loop, shutdown would cancel the output handler under the consumers and leave them waiting.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), _expected_end():
             await asyncio.to_thread(llm.shutdown, timeout)
         await kill(self._processes)
         del self.llm, llm
         # Collected now: __del__ would shut down once more, at a time of its own choosing.
         await asyncio.to_thread(give_memory_back)
         logger.info("engine stopped in %.1f s", time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _expected_end() -> Iterator[None]:
+    """Without vLLM's traceback for an output handler that ends because it was told to."""
+    vllm_logger = logging.getLogger(AsyncLLM.__module__)
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "output_handler failed" not in record.getMessage()
+
+    vllm_logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        vllm_logger.removeFilter(keep)
 
 
 def _configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:

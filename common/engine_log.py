@@ -22,10 +22,18 @@ _EXCEPTION = re.compile(
     r"^(?P<name>(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Failed))(?:: (?P<text>.*))?$"
 )
 # Exceptions that only say that another process failed.
-_WRAPPERS = ("WorkerProc initialization failed", "Engine core initialization failed", "Failed core proc")
+_WRAPPERS = (
+    "WorkerProc initialization failed",
+    "Engine core initialization failed",
+    "Failed core proc",
+    "Executor failed",
+    "cancelled",
+)
 # Lines that a dying process leaves without an exception.
 _LAST_WORDS = re.compile(
-    r"Fatal Python error: .*|.*\b(?:Segmentation fault|out of memory|Killed|Aborted)\b.*", re.IGNORECASE
+    r"Worker proc \S+ died unexpectedly.*|Fatal Python error: .*"
+    r"|.*\b(?:Segmentation fault|out of memory|Killed|Aborted)\b.*",
+    re.IGNORECASE,
 )
 
 # The first line of a child that matches a pattern starts the stage. In the order in which vLLM goes through them.

@@ -12,12 +12,22 @@ from common.media_connector import named
 from common.request import GenerationRequest
 from common.vllm_errors import translated
 
+# Beyond, the tokenizer takes seconds and gigabytes, and goes on when the caller has left.
+MOST_CHARACTERS = 2_000_000
+
 
 async def tokenize(generator: Generator, request: GenerationRequest) -> list[int]:
     """The ids of a request's prompt: the rendered chat, or the raw text with the special tokens its model adds.
 
     Texts longer than the context are fine: the orchestrator counts them in order to cut them.
+
+    Raises:
+        InvalidRequest: more than `MOST_CHARACTERS`, or a chat that the template refuses.
+
     """
+    length = len(request.openai.prompt) if not request.is_chat else _characters(request.openai.messages)
+    if length > MOST_CHARACTERS:
+        raise InvalidRequest(request.prompt_field, f"has {length} characters; use at most {MOST_CHARACTERS}")
     renderer = generator.llm.renderer
     with translated(request.prompt_field), named(request.media):
         if request.is_chat:
@@ -49,3 +59,7 @@ async def detokenize(generator: Generator, token_ids: Sequence[int]) -> str:
             raise InvalidRequest(f"tokens[{index}]", f"{token_id} is not a token id; use 0 to {size - 1}")
     # Runs in the renderer's pool; vLLM gives it no public name.
     return str(await generator.llm.renderer._async_tokenizer_decode(list(token_ids)))
+
+
+def _characters(messages: Sequence[Any]) -> int:
+    return sum(len(content) for message in messages if isinstance(content := message.get("content"), str))

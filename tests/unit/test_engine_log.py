@@ -103,6 +103,15 @@ WORKER_FAILED = [
             ["terminate called after throwing an instance of 'std::bad_alloc'", "Aborted (core dumped)"],
             "Aborted (core dumped)",
         ),
+        # A worker that was killed: what the others raise about it comes later and says less.
+        (
+            [
+                *lines(CORE, "Worker proc VllmWorker-0 died unexpectedly (exit code: -9)"),
+                *raised(CORE, "RuntimeError: cancelled"),
+                *raised(CORE, "RuntimeError: Executor failed."),
+            ],
+            "Worker proc VllmWorker-0 died unexpectedly (exit code: -9)",
+        ),
         # An exception says more than they do.
         (["Aborted", *raised(CORE, "ValueError: bad")], "ValueError: bad"),
     ],
