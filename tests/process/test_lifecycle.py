@@ -1,0 +1,362 @@
+"""Loads that fail, are cancelled, wait, and follow each other; and every way in which a server with an engine ends.
+
+The first part shares one server and leaves no model behind from test to test, unless a test says so.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+import psutil
+import pytest
+
+from common.pb import backend_pb2 as pb
+from tests.models.script import line
+from tests.process.orchestrator import (
+    DEATH_SECONDS,
+    FREE_SECONDS,
+    PATIENCE_SECONDS,
+    PROBE_SECONDS,
+    STOP_SECONDS,
+    Backend,
+    Heart,
+    Watch,
+    eventually,
+    name,
+)
+from tests.process.wire import ENDLESS, PARSERS, content, model_options, predict_options
+
+TURNS = int(os.environ.get("RELOAD_TURNS", "3"))
+STREAMS = 4
+# How soon after a cancelled load its processes are gone.
+CANCEL_SECONDS = 5.0
+# An engine process takes a few seconds from its spawn to its first message; longer where vLLM is still being imported.
+APPEAR_SECONDS = 60.0
+
+
+class Streams:
+    """Streams that would go on for long, while the block runs.
+
+    Attributes:
+        ends: how they ended: code and details each, once the block is left.
+
+    """
+
+    def __init__(self, backend: Backend, count: int = STREAMS) -> None:
+        self._backend = backend
+        self._pool = ThreadPoolExecutor(count)
+        self._flowing = threading.Semaphore(0)
+        self._count = count
+        self.ends: list[tuple[grpc.StatusCode, str]] = []
+
+    def __enter__(self) -> Self:
+        self._futures = [self._pool.submit(self._stream) for _ in range(self._count)]
+        for _ in range(self._count):
+            assert self._flowing.acquire(timeout=60)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.ends = [future.result() for future in self._futures]
+        self._pool.shutdown()
+
+    def check_unavailable(self) -> None:
+        """They ended as they must when the engine goes."""
+        for code, details in self.ends:
+            assert code == grpc.StatusCode.UNAVAILABLE, (code, details)
+            assert details
+
+    def _stream(self) -> tuple[grpc.StatusCode, str]:
+        with self._backend.connection() as stub:
+            try:
+                for index, _ in enumerate(stub.PredictStream(predict_options(line("long"), **ENDLESS), timeout=60)):
+                    if index == 3:
+                        self._flowing.release()
+            except grpc.RpcError as error:
+                return error.code(), error.details() or ""
+            return grpc.StatusCode.OK, ""
+
+
+@contextlib.contextmanager
+def loading(backend: Backend, options: pb.ModelOptions) -> Iterator["grpc.Future[pb.Result]"]:
+    """LoadModel on its way, so far that its engine process is there."""
+    with backend.connection() as stub:
+        future = stub.LoadModel.future(options, timeout=120)
+        eventually(lambda: backend.engine_cores() or future.done(), APPEAR_SECONDS, "an engine process")
+        # It shows its name before vLLM has imported much; this is in the midst of its start.
+        time.sleep(1)
+        assert not future.done()
+        yield future
+
+
+def plain(backend: Backend) -> str:
+    """The answer to a simple question."""
+    reply: pb.Reply = backend.call("Predict", predict_options(line("plain")))
+    return reply.message.decode()
+
+
+def check_loaded(backend: Backend) -> None:
+    """One engine is there, and it answers right."""
+    assert backend.status().state == pb.StatusResponse.READY
+    assert len(backend.engine_cores()) == 1
+    assert plain(backend) == line("plain").content
+
+
+def check_unloaded(backend: Backend) -> None:
+    """Nothing of an engine is left, and the server knows."""
+    assert [name(process) for process in backend.children()] == []
+    assert backend.status().state == pb.StatusResponse.UNINITIALIZED
+    for rpc in ("Predict", "TokenizeString"):
+        with pytest.raises(grpc.RpcError) as raised:
+            backend.call(rpc, predict_options(line("plain")))
+        assert raised.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        assert raised.value.details() == "model not loaded"
+
+
+def free(backend: Backend, patience: float = FREE_SECONDS) -> float:
+    """Free, by default in the orchestrator's patience; returns the seconds it took."""
+    started = time.monotonic()
+    assert backend.call("Free", pb.HealthMessage(), timeout=patience).success
+    return time.monotonic() - started
+
+
+@pytest.fixture(scope="module", autouse=True)
+def beating(heart: Heart) -> Heart:
+    """Health of the shared server is called during all that happens to it."""
+    return heart
+
+
+@pytest.fixture
+def own() -> Iterator[Backend]:
+    """A server for one test, which is to end it."""
+    with Backend() as backend:
+        backend.wait_for_health()
+        yield backend
+
+
+# Loads that fail
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"EngineArgs": '{"max_model_length": 1024}'}, ("EngineArgs", "max_model_length", "max_model_len")),
+        ({"EngineArgs": "{broken"}, ("EngineArgs", "JSON")),
+        ({"Options": ["tool_praser:hermes"]}, ("Options", "tool_praser", "tool_parser")),
+        ({"Options": ["--max-model-length:1024"]}, ("Options", "--max-model-length", "--max-model-len")),
+        ({"MaxModelLen": -5}, ("MaxModelLen", "-5")),
+        ({"DType": "float23"}, ("DType", "float23")),
+        ({"Model": "", "ModelFile": ""}, ("Model",)),
+        ({"Model": "/no/such/folder", "ModelFile": ""}, ("Model", "/no/such/folder")),
+        ({"Model": "/etc/hostname", "ModelFile": "/etc/hostname"}, ("Model", "/etc/hostname")),
+    ],
+)
+def test_option_that_cannot_be_used(
+    backend: Backend, scripted: Path, fields: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    options = model_options(scripted)
+    for field in fields:
+        options.ClearField(field)
+    options.MergeFrom(pb.ModelOptions(**fields))
+    result = backend.load(options)
+    assert not result.success
+    for word in words:
+        assert word in result.message
+    check_unloaded(backend)
+
+
+def test_folder_whose_configuration_is_broken(backend: Backend, scripted: Path, tmp_path: Path) -> None:
+    shutil.copytree(scripted, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{broken")
+    result = backend.load(model_options(tmp_path / "model"))
+    assert not result.success
+    assert "JSON" in result.message or "json" in result.message
+    check_unloaded(backend)
+
+
+def test_tool_parser_that_does_not_exist(backend: Backend, scripted: Path) -> None:
+    result = backend.load(model_options(scripted, "tool_parser:hermse"))
+    assert not result.success
+    assert "hermse" in result.message
+    check_unloaded(backend)
+
+
+def test_weights_that_are_cut_off(backend: Backend, scripted: Path, tmp_path: Path) -> None:
+    shutil.copytree(scripted, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    result = backend.load(model_options(tmp_path / "model"))
+    print(f"message: {result.message}")
+    assert not result.success
+    assert "safetensor" in result.message.lower()
+    assert "engine core" not in result.message.lower()
+    assert "\n" not in result.message
+    check_unloaded(backend)
+
+
+# Loads that go well; the first of them follows those that failed
+
+
+def test_free_without_a_model(backend: Backend) -> None:
+    free(backend)
+    check_unloaded(backend)
+
+
+@pytest.mark.timeout(300 + 60 * TURNS)
+def test_load_and_free_in_turns(backend: Backend, scripted: Path) -> None:
+    server = psutil.Process(backend.pid)
+    descriptors: list[int] = []
+    for turn in range(1, TURNS + 1):
+        started = time.monotonic()
+        result = backend.load(model_options(scripted, *PARSERS))
+        assert result.success, result.message
+        load_seconds = time.monotonic() - started
+        check_loaded(backend)
+        free_seconds = free(backend, PATIENCE_SECONDS)
+        check_unloaded(backend)
+        descriptors.append(server.num_fds())
+        print(
+            f"turn {turn}: load {load_seconds:.1f} s, Free {free_seconds:.1f} s,"
+            f" then RSS {backend.rss() / 2**20:.0f} MiB, {descriptors[-1]} descriptors, {server.num_threads()} threads"
+        )
+    # The first turn may open what stays open.
+    assert max(descriptors[1:], default=0) - min(descriptors[1:], default=0) <= 2
+
+
+def test_other_options_replace_the_model_under_its_streams(backend: Backend, scripted: Path) -> None:
+    assert backend.load(model_options(scripted, *PARSERS)).success
+    (before,) = backend.engine_cores()
+    with Watch(backend) as watch:
+        with Streams(backend) as streams:
+            result = backend.load(model_options(scripted, *PARSERS, MaxModelLen=512))
+        assert result.success, result.message
+    streams.check_unavailable()
+    assert watch.most_engines == 1
+    assert not watch.failures
+    assert not before.is_running()
+    check_loaded(backend)
+    with pytest.raises(grpc.RpcError) as raised:
+        backend.call("Predict", pb.PredictOptions(Prompt="fox " * 1000))
+    assert "512" in (raised.value.details() or "")
+
+
+def test_free_under_streams_also_when_its_caller_goes_away(backend: Backend) -> None:
+    # The model of the test before.
+    with Streams(backend) as streams:
+        with backend.connection() as stub, pytest.raises(grpc.RpcError) as raised:
+            stub.Free(pb.HealthMessage(), timeout=0.05)
+        assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        # The next one finds no half engine: it waits for the end of this one.
+        print(f"Free with {STREAMS} streams in flight took {free(backend):.1f} s")
+        check_unloaded(backend)
+    streams.check_unavailable()
+
+
+# Loads that are given up
+
+
+def test_load_that_its_client_cancels(backend: Backend, scripted: Path) -> None:
+    with loading(backend, model_options(scripted, *PARSERS)) as load:
+        load.cancel()
+        started = time.monotonic()
+        eventually(lambda: not backend.children(), CANCEL_SECONDS, "no engine process")
+        print(f"processes of a cancelled load gone after {time.monotonic() - started:.1f} s")
+        eventually(
+            lambda: backend.status().state == pb.StatusResponse.UNINITIALIZED, PATIENCE_SECONDS, "the server knows"
+        )
+    check_unloaded(backend)
+
+
+def test_free_ends_the_load_that_runs_and_those_that_wait(backend: Backend, scripted: Path) -> None:
+    with loading(backend, model_options(scripted, *PARSERS)) as load, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(backend.load, model_options(scripted, *PARSERS, MaxModelLen=512))
+        time.sleep(0.5)  # it has arrived
+        print(f"Free during a load took {free(backend):.1f} s")
+        check_unloaded(backend)
+        for result in (load.result(timeout=PROBE_SECONDS), waiting.result(timeout=PROBE_SECONDS)):
+            assert not result.success
+            assert "cancelled" in result.message
+
+
+def test_loads_wait_for_their_turn_also_after_one_that_was_given_up(backend: Backend, scripted: Path) -> None:
+    options = model_options(scripted, *PARSERS)
+    with Watch(backend) as watch, ThreadPoolExecutor(2) as pool:
+        with loading(backend, model_options(scripted, *PARSERS)) as load:
+            # As the orchestrator does when a user goes away: the call ends, Free follows at once.
+            load.cancel()
+            free(backend)
+        # And the next users come, two at a time.
+        results = list(pool.map(backend.load, (options, options)))
+    assert all(result.success for result in results), results
+    assert watch.most_engines == 1
+    assert not watch.failures
+    check_loaded(backend)
+
+
+# Ends. The model of the test before is loaded.
+
+
+def test_health_was_answered_all_the_time(heart: Heart) -> None:
+    heart.end()
+    heart.check()
+
+
+def test_sigterm_under_streams(backend: Backend) -> None:
+    assert content(backend.stream(predict_options(line("plain")))) == line("plain").content
+    with Streams(backend) as streams:
+        stop = backend.stop()
+    assert stop.status == 0, backend.last_stderr_line
+    assert not stop.killed
+    streams.check_unavailable()
+    assert backend.processes() == []
+
+
+@pytest.mark.parametrize("to_group", [True, False], ids=["group", "leader"])
+def test_sigterm_during_a_load(own: Backend, scripted: Path, to_group: bool) -> None:
+    with loading(own, model_options(scripted, *PARSERS)) as load:
+        own.processes()
+        started = time.monotonic()
+        (own.signal_group if to_group else own.signal_leader)(signal.SIGTERM)
+        status = own.wait_for_exit(STOP_SECONDS)
+        print(f"exit status {status} after {time.monotonic() - started:.1f} s")
+        # The server is to end its processes before itself: nobody looks for them later.
+        assert [name(process) for process in own.processes() if "resource_tracker" not in name(process)] == []
+        assert status == 0
+        assert load.done() or load.exception(timeout=PROBE_SECONDS)
+
+
+@pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
+def test_engine_that_dies_under_streams(own: Backend, scripted: Path, victim: str) -> None:
+    assert own.load(model_options(scripted, *PARSERS)).success
+    (process,) = [process for process in own.children() if victim in name(process)]
+    with Streams(own) as streams:
+        process.kill()
+        started = time.monotonic()
+        status = own.wait_for_exit(DEATH_SECONDS)
+        print(f"exit status {status} after {time.monotonic() - started:.1f} s: {own.last_stderr_line}")
+    streams.check_unavailable()
+    assert status > 0
+    assert "the engine died" in own.last_stderr_line
+    assert own.last_stderr_line.startswith("backend: ")
+    # Killed by signal 9 there are no last words; what is known is who.
+    assert victim in own.last_stderr_line or str(process.pid) in own.last_stderr_line
+    assert [name(process) for process in own.processes() if "resource_tracker" not in name(process)] == []
+
+
+def test_server_that_is_killed_takes_its_engine_along(own: Backend, scripted: Path) -> None:
+    assert own.load(model_options(scripted, *PARSERS)).success
+    with Streams(own) as streams:
+        own.processes()
+        own.signal_leader(signal.SIGKILL)
+        assert own.wait_for_exit(DEATH_SECONDS) == -signal.SIGKILL
+        started = time.monotonic()
+        eventually(lambda: not own.processes(), STOP_SECONDS, "no process is left")
+        print(f"engine gone {time.monotonic() - started:.1f} s after its server was killed")
+    streams.check_unavailable()
