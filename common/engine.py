@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 
 import psutil
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -23,6 +25,8 @@ from common.wording import first_problem
 
 logger = logging.getLogger(__name__)
 
+# What the user says about it, if anything.
+_DYNAMO_DISABLE = os.environ.get("TORCHDYNAMO_DISABLE")
 # How often a cancelled load looks for processes that vLLM has started meanwhile.
 _KILL_INTERVAL = 0.1
 # How long the children of a failed load get to finish writing their last words.
@@ -79,6 +83,7 @@ class Engine:
 
         def build() -> tuple[AsyncLLM, ParserChoice]:
             config, parsers = _configure(plan)
+            _compile_nothing(config.model_config.enforce_eager)
             enter("spawning the engine process")
             llm = AsyncLLM.from_vllm_config(
                 config,
@@ -159,6 +164,16 @@ def _configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
         # From the start: vLLM derives more from it than the field.
         config = plan.build(parsers.reasoning_parser).create_engine_config(UsageContext.ENGINE_CONTEXT)
     return config, parsers
+
+
+def _compile_nothing(eager: bool) -> None:
+    """Keep the sampler's few compiled functions of an eager CPU engine eager too.
+
+    The first request for log-probabilities would otherwise hold up all others for 14 s, and kill the engine where the
+    path has a space, which the compiler's command line does not survive.
+    """
+    if current_platform.is_cpu() and _DYNAMO_DISABLE is None:
+        os.environ["TORCHDYNAMO_DISABLE"] = "1" if eager else "0"
 
 
 async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") -> None:
