@@ -116,7 +116,7 @@ class Family:
         if self.renderer:
             words.append(f"vLLM writes the prompts itself in tokenizer mode {self.renderer}")
         if self.model:
-            words.append(f"the model type is {' or '.join(self.model)}")
+            words.append(f"the model is {' or '.join(self.model)}")
         if marks := [self.marker, *self.template] if self.marker else self.template:
             words.append(f"the chat template has {', '.join(marks)}")
         if written := self.opens or self.switches:

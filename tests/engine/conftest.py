@@ -45,12 +45,15 @@ class Engines:
             await model.close(STOP_SECONDS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def engines() -> AsyncIterator[Engines]:
-    """All engines of the session, one after the other."""
+    """All engines of this room, one after the other; what vLLM puts into the environment goes with them."""
+    environment = dict(os.environ)
     engines = Engines()
     yield engines
     await engines.close()
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture
