@@ -7,8 +7,8 @@ DELTA outputs; a whole answer for FINAL_ONLY, so that nothing is done per token.
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any, cast
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -20,11 +20,12 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from common.detokenization import TokenByToken, reads_one_token
 from common.errors import EngineGone, InvalidRequest
 from common.logprobs import logprob_entries
 from common.media_connector import named, raw_prompt
 from common.parsers import ParserChoice
-from common.reply import Completion, Delta, ToolCall, Usage
+from common.reply import Completion, Delta, ToolCall, Usage, joined
 from common.request import GenerationRequest
 from common.vllm_errors import ENGINE_STOPPING, translated
 
@@ -115,41 +116,23 @@ class Run:
         self._request = request
         self._clock = _Clock()
         self._parser: Parser | None = None
+        self._token_by_token: TokenByToken | None = None
         self.usage = Usage()
         self.logprobs: list[dict[str, Any]] = []
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The answer as it comes. Closing the iterator makes the engine drop the request."""
         parser: Parser | None = None
-        first = True
         async with contextlib.aclosing(self._outputs()) as outputs:
             async for output in outputs:
-                if first:
-                    # After rendering, which lets the parser change the request that it will parse.
-                    parser, first = self._fresh_parser(), False
-                completion = output.outputs[0]
-                finished = completion.finish_reason is not None
-                if parser is None:
-                    if text := _clean(completion.text):
+                if self._parser is None:
+                    if text := _clean(output.outputs[0].text):
                         yield Delta(content=text)
                     continue
-                if not (completion.text or completion.token_ids or finished):
-                    continue  # a step of a chunked prefill
-                message = parser.parse_delta(
-                    completion.text,
-                    list(completion.token_ids),
-                    self._request.openai,
-                    prompt_token_ids=output.prompt_token_ids,
-                    finished=finished,
-                )
-                if message is None:
-                    continue
-                if message.reasoning:
-                    yield Delta(reasoning=message.reasoning)
-                if text := _clean(message.content or ""):
-                    yield Delta(content=text)
-                if message.tool_calls:
-                    yield Delta(tool_calls=[_fragment(call) for call in message.tool_calls])
+                # Made after rendering, which lets the parser change the request that it will parse.
+                parser = parser or self._fresh_parser()
+                for delta in joined(self._parsed(cast("Parser", parser), output)):
+                    yield delta
 
     async def whole(self) -> Completion:
         """The answer in one piece."""
@@ -182,6 +165,31 @@ class Run:
             logprobs=self.logprobs,
         )
 
+    def _parsed(self, parser: Parser, output: RequestOutput) -> Iterator[Delta]:
+        completion = output.outputs[0]
+        if self._token_by_token is not None:
+            pieces = self._token_by_token.pieces(output)
+        else:
+            pieces = [(completion.text, list(completion.token_ids), completion.finish_reason is not None)]
+        for piece, token_ids, finished in pieces:
+            if not (piece or token_ids or finished):
+                continue  # a step of a chunked prefill
+            message = parser.parse_delta(
+                piece,
+                token_ids,
+                self._request.openai,
+                prompt_token_ids=output.prompt_token_ids,
+                finished=finished,
+            )
+            if message is None:
+                continue
+            if message.reasoning:
+                yield Delta(reasoning=message.reasoning)
+            if text := _clean(message.content or ""):
+                yield Delta(content=text)
+            if message.tool_calls:
+                yield Delta(tool_calls=[_fragment(call) for call in message.tool_calls])
+
     def _fresh_parser(self) -> Parser | None:
         # A raw prompt's answer is text, whatever it looks like.
         return self._generator.parser(self._request.openai) if self._request.is_chat else None
@@ -201,6 +209,8 @@ class Run:
                 generator.default_sampling,
             )
             params = request.openai.to_sampling_params(max_tokens, generator.default_sampling)
+            if parser is not None and reads_one_token(parser):
+                self._token_by_token = TokenByToken(generator.llm.get_tokenizer(), params, prompt_ids)
             reasoning: dict[str, Any] = {}
             if parser is not None and parser.reasoning_parser is not None:
                 # Grammars begin after the thought; the engine must know how the template opened it.
