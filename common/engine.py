@@ -151,6 +151,8 @@ def _expected_end() -> Iterator[None]:
 def _configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     """The engine's configuration, with the parsers that fit the model; reads its configuration and tokenizer."""
     config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
+    if (fitted := plan.fitted(config.model_config)) is not plan:
+        plan, config = fitted, fitted.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
     if config.model_config.skip_tokenizer_init:
         return config, ParserChoice(None, None, "no parsers: the model is loaded without a tokenizer")
     parsers = choose_parsers(

@@ -23,6 +23,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from common.detokenization import TokenByToken, reads_one_token
 from common.errors import EngineGone, InvalidRequest
 from common.logprobs import logprob_entries
+from common.lora import Adapters
 from common.media_connector import named, raw_prompt
 from common.parsers import ParserChoice
 from common.reply import Completion, Delta, ToolCall, Usage, joined
@@ -37,8 +38,9 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Generator:
     """What all requests to one engine share: the renderer, the parsers, the defaults."""
 
-    def __init__(self, llm: AsyncLLM, parsers: ParserChoice) -> None:
+    def __init__(self, llm: AsyncLLM, parsers: ParserChoice, adapters: Adapters) -> None:
         self.llm = llm
+        self.adapters = adapters
         self.model_config = llm.model_config
         self.renderer = OnlineRenderer(
             self.model_config,
@@ -198,6 +200,7 @@ class Run:
         """vLLM's outputs, counted; ends only with an answer that is complete."""
         generator, request = self._generator, self._request
         with translated(request.prompt_field):
+            adapter = generator.adapters.pick(request.adapter)
             # Before rendering, which lets the parser change the request.
             parser = self._parser = self._fresh_parser()
             engine_input = await generator.render(request)
@@ -223,7 +226,7 @@ class Run:
             self.usage.prompt_tokens = len(prompt_ids)
             self._clock.start()
             async with contextlib.aclosing(
-                generator.llm.generate(engine_input, params, request.request_id, **reasoning)
+                generator.llm.generate(engine_input, params, request.request_id, lora_request=adapter, **reasoning)
             ) as outputs:
                 async for output in outputs:
                     self._count(output)
@@ -243,6 +246,7 @@ class Run:
             msg = "the engine ended the request with an error; it is in the engine's log"
             raise RuntimeError(msg)
         self.usage.prompt_ms, self.usage.generation_ms = self._clock.times(output.metrics)
+        logger.debug("request %s: %s after %s", self._request.request_id, completion.finish_reason, self.usage)
 
 
 class _Clock:

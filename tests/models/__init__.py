@@ -6,6 +6,8 @@
     A toy of 0.6 M parameters, trained in seconds to give the answers in `tests.models.script` to the letter.
     It is what a test needs that has to know the output beforehand: a real engine, real tokens, a real chat
     template.
+`adapters`
+    Two LoRA adapters for `scripted`, trained to change one of its answers.
 `llava`
     A toy of random weights that takes images; gibberish, but of its own for each image.
 
@@ -37,6 +39,7 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "smollm2": Recipe("tests.models.smollm2", 1),
     "scripted": Recipe("tests.models.scripted", 1),
+    "adapters": Recipe("tests.models.adapters", 1),
     "llava": Recipe("tests.models.llava", 1),
 }
 

@@ -23,6 +23,7 @@ from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 from common.detokenization import reads_one_token
 from common.generation import REPLACEMENT, Generator, Run
+from common.lora import NO_ADAPTERS, Adapters
 from common.parsers import ParserChoice
 from common.request import GenerationRequest
 from tests.parsers.cases import TOOLS, Case, Format
@@ -146,7 +147,7 @@ class Bench:
         self.format = form
         self.tool = tool
         self.reciter = llm = Reciter(form)
-        self.generator = Generator(cast("Any", llm), ParserChoice(tool, reasoning, "as asked"))
+        self.generator = Generator(cast("Any", llm), ParserChoice(tool, reasoning, "as asked"), Adapters(NO_ADAPTERS))
         parsers = {"enable_auto_tools": tool is not None, "tool_parser": tool, "reasoning_parser": reasoning or ""}
         models = OpenAIServingModels(cast("Any", llm), [BaseModelPath(name=NAME, model_path=NAME)])
         self.server = OpenAIServingChat(
