@@ -162,6 +162,8 @@ def _configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
         reasoning_parser=plan.reasoning_parser,
     )
     logger.info("load: %s", parsers.why)
+    for harm in parsers.beware:
+        logger.warning("load: %s", harm)
     if parsers.reasoning_parser:
         # From the start: vLLM derives more from it than the field.
         config = plan.build(parsers.reasoning_parser).create_engine_config(UsageContext.ENGINE_CONTEXT)
