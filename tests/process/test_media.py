@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from common.pb import backend_pb2 as pb
-from tests.models import ensure, llava
+from tests.models import ensure, torchvision
 from tests.process.orchestrator import Backend
 from tests.process.wire import check_shape, content, model_options
 
@@ -81,7 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def seeing(folder: Path) -> Iterator[Backend]:
     """A server with the toy LLaVA in it, which takes two images."""
-    with Backend(env={"PYTHONPATH": llava.python_path()}) as backend:
+    with Backend(env={"PYTHONPATH": torchvision.python_path()}) as backend:
         backend.wait_for_health()
         result = backend.load(
             model_options(
