@@ -22,7 +22,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.errors import EngineGone, InvalidRequest
 from common.logprobs import logprob_entries
-from common.media_connector import named, raw_prompt
+from common.media_prompt import choose_resampler, named, raw_prompt
 from common.parsers import ParserChoice
 from common.reply import Completion, Delta, ToolCall, Usage
 from common.request import GenerationRequest
@@ -49,6 +49,7 @@ class Generator:
             tool_parser=parsers.tool_parser,
             reasoning_parser=parsers.reasoning_parser,
         )
+        choose_resampler(llm.renderer)
         self.parser_class: type[Parser] | None = self.renderer.parser
         self.default_sampling: dict[str, Any] = self.model_config.get_diff_sampling_param()
 

@@ -38,13 +38,15 @@ sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 def python_path() -> str:
-    """What a server's PYTHONPATH needs so that it can load a model with pictures; "" where torchvision is installed.
+    """The PYTHONPATH of a server that can load a model with pictures: ours, and torchvision where it isn't installed.
 
     Installed into the folder of the models on first use, from the package index. Raises `MakeError`.
     """
+    ours = os.environ.get("PYTHONPATH", "")
     if importlib.util.find_spec("torchvision"):
-        return ""
-    return str(cache.folder("torchvision", 1, _install))
+        return ours
+    folder = str(cache.folder("torchvision", 1, _install))
+    return os.pathsep.join([folder, ours]) if ours else folder
 
 
 def _install(into: Path) -> None:
