@@ -16,14 +16,14 @@ from typing import Any, cast
 import pydantic
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from vllm import AsyncEngineArgs
+from vllm import AsyncEngineArgs, envs
 from vllm.config import ModelConfig
 from vllm.platforms import current_platform
 
 from common.cpu_defaults import cpu_defaults
 from common.errors import InvalidRequest, Unsupported
 from common.lora import NO_ADAPTERS, AdapterPlan, plan_adapters
-from common.media_connector import NO_DOMAIN
+from common.media_connector import CONNECTOR, NO_DOMAIN
 from common.messages import parse_json
 from common.options import flag_values, split_options
 from common.pb import backend_pb2 as pb
@@ -112,6 +112,10 @@ def plan_load(options: pb.ModelOptions) -> LoadPlan:
     args |= flagged | given
     adapters.check(args)
     imposed = frozenset(name for name in _IMPOSED if given.get(name) is True and name not in flagged)
+    if envs.VLLM_MEDIA_CONNECTOR != CONNECTOR:
+        raise InvalidRequest(
+            "VLLM_MEDIA_CONNECTOR", f"must be {CONNECTOR} or unset; another would fetch without limits"
+        )
     media_folder = args.get("allowed_local_media_path")
     if media_folder and not os.path.isdir(media_folder):
         raise InvalidRequest("allowed_local_media_path", f"{media_folder} is not a folder")

@@ -24,7 +24,7 @@ from common.detokenization import TokenByToken, reads_one_token
 from common.errors import EngineGone, InvalidRequest
 from common.logprobs import logprob_entries
 from common.lora import Adapters
-from common.media_connector import named, raw_prompt
+from common.media_prompt import choose_resampler, named, raw_prompt
 from common.parsers import ParserChoice
 from common.reply import Completion, Delta, ToolCall, Usage, joined
 from common.request import GenerationRequest
@@ -52,6 +52,7 @@ class Generator:
             tool_parser=parsers.tool_parser,
             reasoning_parser=parsers.reasoning_parser,
         )
+        choose_resampler(llm.renderer)
         self.parser_class: type[Parser] | None = self.renderer.parser
         self.default_sampling: dict[str, Any] = self.model_config.get_diff_sampling_param()
 
