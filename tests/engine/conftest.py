@@ -30,9 +30,8 @@ class Engines:
 
     async def get(self, *options: str, **fields: Any) -> Model:
         """The scripted model loaded with these `ModelOptions.Options` and other fields; another one goes first."""
-        wire = pb.ModelOptions(
-            Model=str(ensure("scripted")), DType="float32", MaxModelLen=MAX_MODEL_LEN, Options=options, **fields
-        )
+        usual: dict[str, Any] = {"Model": str(ensure("scripted")), "DType": "float32", "MaxModelLen": MAX_MODEL_LEN}
+        wire = pb.ModelOptions(**usual | fields, Options=options)
         key = wire.SerializeToString(deterministic=True)
         if self._model is None or self._key != key:
             await self.close()
