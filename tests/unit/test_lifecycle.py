@@ -41,7 +41,9 @@ class FakeModel:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.dead = False
-        self.cause_of_death = "ValueError: gone"
+
+    async def cause_of_death(self) -> str:
+        return "ValueError: gone"
 
     @classmethod
     async def load(cls, plan: Plan, clock: Any) -> "FakeModel":
@@ -440,6 +442,82 @@ async def test_a_dead_engine_ends_the_process(lifecycle: Lifecycle, monkeypatch:
         await lifecycle.load(options("b"))
     lifecycle.drain()
     assert state_of(lifecycle) is State.FAILED
+
+
+async def test_what_a_caller_hears_of_a_death(lifecycle: Lifecycle) -> None:
+    await lifecycle.load(options())
+    gone, other = EngineGone("aborted"), ModelNotLoaded()
+    assert await lifecycle.explained(gone) is gone
+    await lifecycle.check_health()
+    vars(lifecycle.model_for(""))["dead"] = True
+    for error in (gone, ZeroDivisionError()):
+        found = await lifecycle.explained(error)
+        assert isinstance(found, EngineGone)
+        assert str(found) == "the engine died: ValueError: gone"
+    assert await lifecycle.explained(other) is other
+    assert state_of(lifecycle) is State.FAILED
+    with pytest.raises(EngineGone, match="the engine died: ValueError: gone"):
+        await lifecycle.check_health()
+
+
+async def test_what_a_caller_hears_of_a_shutdown(lifecycle: Lifecycle) -> None:
+    await lifecycle.load(options())
+    vars(lifecycle.model_for(""))["dead"] = True
+    lifecycle.drain()
+    assert str(await lifecycle.explained(EngineGone("the engine died"))) == "the server is shutting down"
+    await lifecycle.check_health()
+
+
+async def test_who_watches_hears_of_each_state_once(lifecycle: Lifecycle, fake: type[FakeModel]) -> None:
+    seen: list[State] = []
+    lifecycle.on_state(seen.append)
+    assert seen == [State.NO_MODEL]
+    await lifecycle.load(options("a"))
+    await lifecycle.load(options("a"))
+    await lifecycle.load(options("b"))
+    await lifecycle.free()
+    lifecycle.drain()
+    lifecycle.drain()
+    assert [state.value for state in seen] == [
+        "no model", "loading", "ready", "loading", "ready", "no model", "draining",
+    ]  # fmt: skip
+
+
+async def test_a_model_that_is_being_closed_is_none(lifecycle: Lifecycle, fake: type[FakeModel]) -> None:
+    await lifecycle.load(options())
+    fake.hold_close.clear()
+    freeing = asyncio.create_task(lifecycle.free())
+    await until(lambda: "close a 3.0" in fake.events)
+    assert state_of(lifecycle) is State.NO_MODEL
+    fake.hold_close.set()
+    await freeing
+
+
+@pytest.mark.parametrize("hurry", [False, True])
+async def test_the_drain_waits_for_requests(lifecycle: Lifecycle, hurry: bool) -> None:
+    await lifecycle.load(options())
+    done = asyncio.Event()
+
+    async def request() -> None:
+        lifecycle.model_for("")
+        await done.wait()
+
+    running = asyncio.create_task(request())
+    await asyncio.sleep(0)
+    lifecycle.drain()
+    await lifecycle.idle(0.01)
+    idle = asyncio.create_task(lifecycle.idle(60))
+    await asyncio.sleep(0.02)
+    assert not idle.done()
+    if hurry:
+        lifecycle.stop()
+        lifecycle.stop()  # a second signal
+    else:
+        done.set()
+    await asyncio.wait_for(idle, 5)
+    assert running.done() is not hurry
+    done.set()
+    await running
 
 
 async def test_vllm_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
