@@ -10,7 +10,6 @@ import tempfile
 from typing import NoReturn
 
 from backend.settings import Settings, SettingsError, parse_settings
-from common import orphan_watch
 
 logger = logging.getLogger("backend")
 
@@ -95,8 +94,5 @@ def _allow_many_connections() -> None:
         logger.warning("at most %d connections and files: %s", soft, error)
 
 
-if __name__ == "__mp_main__":
-    # multiprocessing runs this module in each process that it spawns, before anything that the process is to do.
-    orphan_watch.begin()
 if __name__ == "__main__":
     main()

@@ -76,16 +76,18 @@ class Engine:
         return f"engine process {', '.join(gone)} was killed" if gone else "it stopped answering"
 
     def _notice_handler(self, record: logging.LogRecord) -> bool:
-        """Keep why vLLM's output handler ended, and its traceback out of the log where it was told to.
+        """Keep why vLLM's output handler ended; out of the log goes what the exception says, and all of an ordered end.
 
-        Not the exception's own text, which may hold some of an answer.
+        Its text may hold some of an answer.
         """
         if "output_handler failed" not in record.getMessage():
             return True
         if record.exc_info and (error := record.exc_info[1]) is not None and not isinstance(error, EngineDeadError):
-            *_, last = traceback.extract_tb(error.__traceback__)
-            where = f"{Path(last.filename).name}:{last.lineno}"
+            frames = traceback.extract_tb(error.__traceback__)
+            where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "nowhere"
             self._handler_failure = f"{type(error).__name__} in the engine's output handler ({where})"
+            record.msg, record.args = f"{self._handler_failure}\n{''.join(frames.format())}", ()
+            record.exc_info = record.exc_text = None
         return not self._stopping
 
     @classmethod

@@ -1,6 +1,6 @@
 """Ends the engine's processes when the server is gone: vLLM's do not watch it, and keep all memory for good.
 
-A process that the server has spawned runs `begin` before anything else (see `backend/__main__.py`): from then on the
+A process that the server has spawned runs `begin` before anything else (see `backend/entry.py`): from then on the
 kernel kills it with its parent, whatever it is doing. `watch_server`, which also stands among vLLM's `general_plugins`
 for processes that began otherwise, adds a thread that follows the server itself. Both work for processes of a server
 that has announced itself, and nowhere else.
