@@ -60,7 +60,7 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     from backend.shutdown import leave, shut_down
 
     loop = asyncio.get_running_loop()
-    lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout)
+    lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout, limits=settings.limits)
     _allow_many_connections()
     server = build_server(settings, lifecycle)
     addr = listen(server, settings.addr)

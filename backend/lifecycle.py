@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from common.admission import Limits
 from common.concurrency import to_its_end
 from common.engine_log import StageClock
 from common.errors import (
@@ -27,7 +28,6 @@ from common.errors import (
     LoadCancelled,
     LoadFailed,
     ModelNotLoaded,
-    Overloaded,
     Unsupported,
 )
 from common.pb import backend_pb2 as pb
@@ -45,7 +45,7 @@ _WATCH_INTERVAL = 0.5
 
 SHUTTING_DOWN = "the server is shutting down"
 # What is the caller's own, whatever becomes of the engine.
-_UNRELATED = (InvalidRequest, Unsupported, ModelNotLoaded, IdentityMismatch, Overloaded)
+_UNRELATED = (Unsupported, ModelNotLoaded, IdentityMismatch)
 
 
 class State(enum.Enum):
@@ -66,11 +66,12 @@ class Lifecycle:
 
     """
 
-    def __init__(self, *, shutdown_timeout: float) -> None:
+    def __init__(self, *, shutdown_timeout: float, limits: Limits = Limits()) -> None:  # noqa: B008  # it is frozen
         self.load_clock: StageClock | None = None
         self._state = State.NO_MODEL
         self._observers: list[Callable[[State], None]] = []
         self._shutdown_timeout = shutdown_timeout
+        self._limits = limits
         self._model: Model | None = None
         self._identity = ""
         self._death: asyncio.Task[str] | None = None
@@ -240,7 +241,7 @@ class Lifecycle:
         if not self._warm.done():
             clock.enter("importing vLLM")
         module = await asyncio.shield(self._warm)
-        plan = await asyncio.to_thread(module.plan_load, options)
+        plan = await asyncio.to_thread(module.plan_load, options, self._limits)
         if self._model is not None and self._model.plan == plan and not self._model.dead:
             logger.info("load: %s is loaded with the same options", plan.model)
             return

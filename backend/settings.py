@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 
+from common.admission import Limits
+
 MIB = 1024 * 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # The variables are the orchestrator's, who sets them for all its backends.
@@ -41,6 +43,8 @@ class Settings:
     """Seconds that requests in flight get to finish once the process is to end; the orchestrator kills us after 15."""
     shutdown_timeout: float = 6.0
     """Seconds the engine then gets to shut down before its processes are killed."""
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    """How many requests and prompt tokens are admitted."""
     parent_watch: float | None = 2.0
     """Seconds between two looks at whether the parent process is still there; None: nobody looks."""
     auth_token: str | None = dataclasses.field(default=None, repr=False)
@@ -85,6 +89,13 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         default=environ.get("BACKEND_SHUTDOWN_TIMEOUT", "6"),
         help="seconds for the engine to shut down after that (default 6; BACKEND_SHUTDOWN_TIMEOUT)",
     )
+    for name, what in (
+        ("running-requests", "requests that the engine runs at a time (default: as vLLM has it)"),
+        ("waiting-requests", "requests that wait beyond those (default: 1024, or 4 for each that can run)"),
+        ("waiting-tokens", "prompt tokens that wait for their prefill (default: 1024 contexts)"),
+    ):
+        variable = f"BACKEND_MAX_{name.replace('-', '_').upper()}"
+        parser.add_argument(f"--max-{name}", default=environ.get(variable) or None, help=f"{what}; {variable}")
     flags = parser.parse_args(argv)
     log_level = flags.log_level.lower()
     if log_level not in LOG_LEVELS:
@@ -96,6 +107,11 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         log_level=log_level,
         drain_seconds=_number("--drain-seconds", flags.drain_seconds, 0, 600),
         shutdown_timeout=_number("--shutdown-timeout", flags.shutdown_timeout, 0, 600),
+        limits=Limits(
+            running=_limit("--max-running-requests", flags.max_running_requests, 1),
+            waiting=_limit("--max-waiting-requests", flags.max_waiting_requests, 0),
+            waiting_tokens=_limit("--max-waiting-tokens", flags.max_waiting_tokens, 1),
+        ),
         parent_watch=_parent_watch(environ),
         auth_token=environ.get("LOCALAI_GRPC_AUTH_TOKEN") or None,
     )
@@ -134,6 +150,10 @@ def duration(text: str) -> float | None:
     if not re.fullmatch(rf"\+?(?:{part})+", text):
         return None
     return sum(float(value) * _DURATION_UNITS[unit] for value, unit in re.findall(part, text))
+
+
+def _limit(flag: str, text: str | None, low: int) -> int | None:
+    return None if text is None else int(_number(flag, text, low, 10**9, whole=True))
 
 
 def _number(flag: str, text: str, low: float, high: float, *, whole: bool = False) -> float:

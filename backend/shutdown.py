@@ -1,7 +1,7 @@
 """The end of the process: requests in flight finish, the engine goes, then we do, all in the orchestrator's patience.
 
-The orchestrator kills 15 s after its SIGTERM. By default the requests get 5 s of them, the engine 6, and what has to be
-killed 2.
+The orchestrator kills 15 s after its SIGTERM. By default the requests get 5 s of them, the engine 6, and killing what
+is left after that at most 3.5.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from common.processes import engine_processes, kill
 logger = logging.getLogger(__name__)
 
 # What killing an engine that won't shut down may take on top of its own timeout.
-KILL_SECONDS = 2.0
+KILL_SECONDS = 1.5
 # The last answers get this long to reach clients who read slowly.
 FLUSH_SECONDS = 0.5
 

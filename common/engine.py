@@ -166,6 +166,12 @@ class Engine:
 
 def _configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     """The engine's configuration, with the parsers that fit the model; reads its configuration and tokenizer."""
+    config, parsers = _with_parsers(plan)
+    plan.limits.apply(config)
+    return config, parsers
+
+
+def _with_parsers(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
     if config.model_config.skip_tokenizer_init:
         return config, ParserChoice(None, None, "no parsers: the model is loaded without a tokenizer")

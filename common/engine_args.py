@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from vllm import AsyncEngineArgs
 from vllm.platforms import current_platform
 
+from common.admission import Limits
 from common.cpu_defaults import cpu_defaults
 from common.errors import InvalidRequest, Unsupported
 from common.media_connector import NO_DOMAIN
@@ -44,6 +45,8 @@ class LoadPlan:
     """What was asked for: a name in vLLM's registry, "none", or None to choose by the model."""
     reasoning_parser: str | None = None
     """Likewise."""
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    """What is admitted where `engine_args` don't say."""
 
     @property
     def model(self) -> str:
@@ -70,8 +73,8 @@ class LoadPlan:
             raise InvalidRequest("EngineArgs", first_problem(error)) from error
 
 
-def plan_load(options: pb.ModelOptions) -> LoadPlan:
-    """The plan that `options` ask for.
+def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan:  # noqa: B008  # it is frozen
+    """The plan that `options` ask for, in a process with these limits.
 
     Raises:
         InvalidRequest: an option is unknown, ill-typed or can't be used; names the closest valid one.
@@ -81,6 +84,7 @@ def plan_load(options: pb.ModelOptions) -> LoadPlan:
     _refuse_unsupported(options)
     model = resolve_model(options)
     args: dict[str, Any] = {"structured_outputs_config": _STRUCTURED_OUTPUTS, "allowed_media_domains": [NO_DOMAIN]}
+    args |= limits.engine_args()
     args |= {"model": model, "served_model_name": options.Model or model}
     args |= _typed_fields(options)
     own, flags = split_options(options.Options, options.ModelPath)
@@ -90,7 +94,7 @@ def plan_load(options: pb.ModelOptions) -> LoadPlan:
     if media_folder and not os.path.isdir(media_folder):
         raise InvalidRequest("allowed_local_media_path", f"{media_folder} is not a folder")
     reasoning_parser = args.pop("reasoning_parser", None) or own.get("reasoning_parser")
-    return LoadPlan(args, own.get("tool_parser") or None, reasoning_parser or None)
+    return LoadPlan(args, own.get("tool_parser") or None, reasoning_parser or None, limits)
 
 
 def resolve_model(options: pb.ModelOptions) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from backend.lifecycle import Lifecycle, State
+from common.admission import Limits
 from common.errors import (
     EngineGone,
     IdentityMismatch,
@@ -69,7 +70,7 @@ class FakeModel:
         type(self).events.append(f"closed {self.plan.model}")
 
 
-def plan_load(options: pb.ModelOptions) -> Plan:
+def plan_load(options: pb.ModelOptions, _limits: Limits) -> Plan:
     if options.Model == "odd":
         raise InvalidRequest("Model", "is odd")
     if options.Embeddings:
@@ -450,7 +451,8 @@ async def test_what_a_caller_hears_of_a_death(lifecycle: Lifecycle) -> None:
     assert await lifecycle.explained(gone) is gone
     await lifecycle.check_health()
     vars(lifecycle.model_for(""))["dead"] = True
-    for error in (gone, ZeroDivisionError()):
+    # vLLM's exceptions that end an output handler may look like a bad request.
+    for error in (gone, ZeroDivisionError(), InvalidRequest("Messages", "int too big")):
         found = await lifecycle.explained(error)
         assert isinstance(found, EngineGone)
         assert str(found) == "the engine died: ValueError: gone"
@@ -535,7 +537,7 @@ async def test_a_token_for_the_hub_is_not_logged(
     lifecycle: Lifecycle, fake: type[FakeModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = Plan("a", {"hf_token": "secret", "max_model_len": 128})
-    monkeypatch.setattr(sys.modules["common.model"], "plan_load", lambda _options: plan)
+    monkeypatch.setattr(sys.modules["common.model"], "plan_load", lambda _options, _limits: plan)
     with caplog.at_level(logging.DEBUG):
         await lifecycle.load(options())
     assert "128" in caplog.text

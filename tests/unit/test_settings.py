@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from backend.settings import LOG_LEVELS, Settings, SettingsError, parse_settings
+from common.admission import Limits
 
 ADDR = ("--addr", "127.0.0.1:0")
 
@@ -84,6 +85,14 @@ def test_defaults() -> None:
     [
         ("--max-message-mib", "BACKEND_MAX_MESSAGE_MIB", "max_message_mib", {"7": 7, "2047": 2047, "1": 1}),
         ("--log-level", "BACKEND_LOG_LEVEL", "log_level", {"DEBUG": "debug", "Warning": "warning"}),
+        (
+            "--max-waiting-requests",
+            "BACKEND_MAX_WAITING_REQUESTS",
+            "limits",
+            {"0": Limits(waiting=0), "7": Limits(waiting=7)},
+        ),
+        ("--max-running-requests", "BACKEND_MAX_RUNNING_REQUESTS", "limits", {"1": Limits(running=1)}),
+        ("--max-waiting-tokens", "BACKEND_MAX_WAITING_TOKENS", "limits", {"9": Limits(waiting_tokens=9)}),
         ("--drain-seconds", "BACKEND_DRAIN_SECONDS", "drain_seconds", {"0": 0.0, "2.5": 2.5, "600": 600.0}),
         ("--shutdown-timeout", "BACKEND_SHUTDOWN_TIMEOUT", "shutdown_timeout", {"0": 0.0, "2.5": 2.5, "600": 600.0}),
     ],
@@ -110,6 +119,11 @@ def test_flag_before_environment_before_default(
         (f"--{name}", f"BACKEND_{name.replace('-', '_').upper()}", text, "a number from 0 to 600")
         for name in ("drain-seconds", "shutdown-timeout")
         for text in ("", "-0.1", "601", "soon", "nan", "inf", "-inf")
+    ]
+    + [
+        (f"--max-{name}", f"BACKEND_MAX_{name.replace('-', '_').upper()}", text, "a whole number from")
+        for name in ("running-requests", "waiting-requests", "waiting-tokens")
+        for text in ("-1", "1.5", "many")
     ]
     + [("--log-level", "BACKEND_LOG_LEVEL", text, ", ".join(LOG_LEVELS)) for text in ("", "loud", "10", "critical")],
 )
