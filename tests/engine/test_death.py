@@ -10,6 +10,8 @@ from tests.engine.conftest import Engines
 from tests.engine.wire import options, stream
 from tests.models.script import line
 
+ANSWER = "text of an answer"
+
 
 async def test_output_handler_that_fails(
     engines: Engines, model: Model, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -18,7 +20,7 @@ async def test_output_handler_that_fails(
     llm = model._engine.llm
 
     def process_outputs(*_args: Any, **_kwargs: Any) -> None:
-        raise OverflowError("text of an answer")
+        raise OverflowError(ANSWER)
 
     assert not model.dead
     monkeypatch.setattr(llm.output_processor, "process_outputs", process_outputs)
@@ -29,6 +31,6 @@ async def test_output_handler_that_fails(
     assert model.dead
     cause = await model.cause_of_death()
     assert cause.startswith("OverflowError in the engine's output handler (test_death.py:")
-    assert "text of an answer" not in cause + caplog.text
+    assert ANSWER not in cause + caplog.text
     assert cause in caplog.text
     await engines.close()

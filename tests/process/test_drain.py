@@ -100,3 +100,17 @@ def test_streams_that_do_not_end_are_ended(scripted: Path) -> None:
         streams.check_unavailable()
         assert {details for _, details in streams.ends} == {"the server is shutting down"}
         check_nothing_left(backend)
+
+
+def test_engine_that_hangs_is_killed_in_time(scripted: Path) -> None:
+    """One that is stopped answers nothing, SIGTERM included."""
+    with Backend() as backend:
+        backend.wait_for_health()
+        assert backend.load(model_options(scripted, *PARSERS)).success
+        with Streams(backend) as streams:
+            for process in backend.engine_cores():
+                process.suspend()
+            stop = backend.stop()
+        assert (stop.status, stop.killed) == (0, False)
+        streams.check_unavailable()
+        check_nothing_left(backend)

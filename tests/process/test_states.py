@@ -4,11 +4,13 @@ STATES_EXAMPLES says how many servers are lived through (each with up to STATES_
 the same ones each time, unless STATES_SEED says otherwise.
 """
 
+import functools
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import grpc
 import pytest
@@ -29,7 +31,7 @@ from tests.models.script import line
 from tests.process.orchestrator import FREE_SECONDS, PROBE_SECONDS, Backend, connect, eventually
 from tests.process.wire import ENDLESS, PARSERS, content, model_options, predict_options
 
-EXAMPLES = int(os.environ.get("STATES_EXAMPLES", "3"))
+EXAMPLES = int(os.environ.get("STATES_EXAMPLES", "6"))
 STEPS = int(os.environ.get("STATES_STEPS", "12"))
 SEED = os.environ.get("STATES_SEED")
 # No RPC may need longer, whatever runs beside it: a few loads that wait for each other.
@@ -37,8 +39,23 @@ DEADLINE = 120.0
 
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
 NOT_LOADED = (grpc.StatusCode.FAILED_PRECONDITION, "model not loaded")
+F = TypeVar("F", bound=Callable[..., None])
 State = pb.StatusResponse.State
 PLAIN = line("plain")
+
+
+def step(**strategies: Any) -> Callable[[F], F]:
+    """A rule whose use is told with the server's end."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def told(self: "Server", **given: Any) -> None:
+            self.steps.append(" ".join([function.__name__, *map(str, given.values())]))
+            function(self, **given)
+
+        return cast("F", rule(**strategies)(told))  # type: ignore[no-untyped-call]  # `told` takes what it is given
+
+    return decorate
 
 
 class Server(RuleBasedStateMachine):
@@ -54,6 +71,7 @@ class Server(RuleBasedStateMachine):
     def start(self) -> None:
         self.pool = ThreadPoolExecutor(32)
         self.backend = Backend().__enter__()
+        self.steps: list[str] = []
         self.backend.wait_for_health()
         self.loaded: bool | None = False
         self.changes: list[Future[None]] = []
@@ -62,20 +80,20 @@ class Server(RuleBasedStateMachine):
 
     # What changes the state
 
-    @rule(max_len=st.sampled_from([4096, 512]))
+    @step(max_len=st.sampled_from([4096, 512]))
     def load(self, max_len: int) -> None:
         self._change(lambda stub: self._load(stub, model_options(self.folder, *PARSERS, MaxModelLen=max_len)))
 
-    @rule()
+    @step()
     def load_broken_weights(self) -> None:
         self._change(lambda stub: self._load(stub, model_options(self.broken, *PARSERS), broken="safetensor"))
 
-    @rule()
+    @step()
     def load_broken_options(self) -> None:
         options = model_options(self.folder, "tool_praser:hermes")
         self._change(lambda stub: self._load(stub, options, broken="tool_praser"))
 
-    @rule(seconds=st.sampled_from([0.0, 0.3, 3.0]))
+    @step(seconds=st.sampled_from([0.0, 0.3, 3.0]))
     def load_and_cancel(self, seconds: float) -> None:
         """As the orchestrator does when a user goes away."""
 
@@ -86,20 +104,21 @@ class Server(RuleBasedStateMachine):
 
         self._change(call)
 
-    @rule()
+    @step()
     def free(self) -> None:
+
         def call(stub: pb_grpc.BackendStub) -> None:
             assert stub.Free(pb.HealthMessage(), timeout=DEADLINE).success
 
         self._change(call)
 
     @precondition(lambda self: not self._changing())
-    @rule()
+    @step()
     def free_in_time(self) -> None:
         assert self.backend.call("Free", pb.HealthMessage(), timeout=FREE_SECONDS).success
         self.loaded = False
 
-    @rule()
+    @step()
     def settle(self) -> None:
         """All that was asked has its answer; now the state is known."""
         for future in self.changes:
@@ -116,7 +135,7 @@ class Server(RuleBasedStateMachine):
 
     # What asks
 
-    @rule()
+    @step()
     def predict(self) -> None:
         known = None if self._changing() else self.loaded
         try:
@@ -127,7 +146,7 @@ class Server(RuleBasedStateMachine):
             assert known is not False
             assert reply.message.decode() == PLAIN.content
 
-    @rule()
+    @step()
     def stream(self) -> None:
         known = None if self._changing() else self.loaded
         try:
@@ -137,7 +156,7 @@ class Server(RuleBasedStateMachine):
         else:
             assert known is not False
 
-    @rule(chunks=st.sampled_from([0, 1, 20]))
+    @step(chunks=st.sampled_from([0, 1, 20]))
     def stream_and_cancel(self, chunks: int) -> None:
         with self.backend.connection() as stub:
             call = stub.PredictStream(predict_options(line("long"), **ENDLESS), timeout=DEADLINE)
@@ -148,7 +167,7 @@ class Server(RuleBasedStateMachine):
             except grpc.RpcError as error:
                 self._check_refusal(error, None if self._changing() else self.loaded)
 
-    @rule()
+    @step()
     def stream_in_background(self) -> None:
         """One that ends with the model, or with the server."""
 
@@ -161,7 +180,7 @@ class Server(RuleBasedStateMachine):
 
         self.others.append(self._submit(call))
 
-    @rule()
+    @step()
     def status(self) -> None:
         state = self.backend.status().state
         if not self._changing() and self.loaded is not None:
@@ -180,6 +199,7 @@ class Server(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "backend"):
             return
+        print(f"{len(self.steps)} steps: {', '.join(self.steps)}")
         try:
             ended = self.backend.exit_status is None
             stop = self.backend.stop() if ended else None
@@ -229,7 +249,7 @@ class Server(RuleBasedStateMachine):
         assert error.details() or error.code() is CANCELLED
 
 
-@pytest.mark.timeout(60 + 240 * EXAMPLES)
+@pytest.mark.timeout(60 + 120 * EXAMPLES)
 def test_random_orders(scripted: Path, tmp_path: Path) -> None:
     (broken := tmp_path / "broken").mkdir()
     for file in scripted.iterdir():
