@@ -17,6 +17,7 @@ import pytest
 from common.pb import backend_pb2 as pb
 from tests.models.script import line
 from tests.process.orchestrator import REPOSITORY, RUN_SH, Backend, Heart, connect, eventually
+from tests.process.test_cancellation import Engine
 from tests.process.test_lifecycle import plain
 from tests.process.wire import ENDLESS, PARSERS, model_options, predict_options
 
@@ -102,18 +103,13 @@ def test_who_does_not_read_holds_up_nobody(serving: Backend) -> None:
 
 
 def test_who_does_not_read_costs_no_memory(serving: Backend) -> None:
-    workers = serving.children()
+    engine = Engine(serving)
 
-    def busy() -> bool:
-        before = sum(sum(process.cpu_times()[:2]) for process in workers)
-        time.sleep(0.5)
-        return sum(sum(process.cpu_times()[:2]) for process in workers) - before > 0.25
-
-    with neighbours(serving, reading=True) as calls:  # what grows once, has grown
+    with neighbours(serving, reading=True):  # what grows once, has grown
         time.sleep(3)
     before = serving.rss()
     with neighbours(serving, reading=False) as calls:
-        eventually(lambda: not busy(), 60, "the engine is done with all of them")
+        eventually(lambda: not engine.works(engine.rate(0.5)), 60, "the engine is done with all of them")
         growth = serving.rss() - before
         with Heart(serving, f"{SLOW} answers that nobody reads"):
             time.sleep(1)
