@@ -67,9 +67,9 @@ class Lifecycle:
     """
 
     def __init__(self, *, shutdown_timeout: float, limits: Limits = Limits()) -> None:  # noqa: B008  # it is frozen
-        self.load_clock: StageClock | None = None
         self._state = State.NO_MODEL
-        self._observers: list[Callable[[State], None]] = []
+        self._state_listeners: list[Callable[[State], None]] = []
+        self.load_clock: StageClock | None = None
         self._shutdown_timeout = shutdown_timeout
         self._limits = limits
         self._model: Model | None = None
@@ -84,13 +84,18 @@ class Lifecycle:
 
     @property
     def state(self) -> State:
-        """See the module."""
+        """What the process is doing."""
         return self._state
 
-    def on_state(self, callback: Callable[[State], None]) -> None:
-        """Call `callback` in the event loop with the present state, and with each one that is entered from now on."""
-        self._observers.append(callback)
-        callback(self._state)
+    @state.setter
+    def state(self, state: State) -> None:
+        changed, self._state = state is not self._state, state
+        for listener in self._state_listeners if changed else ():
+            listener(state)
+
+    def on_state(self, listener: Callable[[State], None]) -> None:
+        """Call `listener` at every change of the state, in the event loop and before anything follows from it."""
+        self._state_listeners.append(listener)
 
     @property
     def has_model(self) -> bool:
@@ -122,7 +127,7 @@ class Lifecycle:
         """`error` as the caller of an RPC should hear of it: with the cause where the engine died under it."""
         if isinstance(error, _UNRELATED):
             return error
-        if self._state is State.DRAINING and isinstance(error, EngineGone):
+        if self.state is State.DRAINING and isinstance(error, EngineGone):
             return EngineGone(SHUTTING_DOWN)
         self._notice_death()
         if self._death is not None:
@@ -136,7 +141,7 @@ class Lifecycle:
             EngineGone: the engine died; the process is about to end.
 
         """
-        if self._state is State.FAILED:
+        if self.state is State.FAILED:
             raise await self.explained(EngineGone("the engine died"))
 
     def import_in_background(self) -> None:
@@ -211,8 +216,8 @@ class Lifecycle:
 
     def drain(self) -> None:
         """Take no more requests, and give up a load that is running; `idle`, then `free` end the rest."""
-        if self._state is not State.FAILED:
-            self._enter(State.DRAINING)
+        if self.state is not State.FAILED:
+            self.state = State.DRAINING
         self._cancel_loads()
 
     async def idle(self, timeout: float) -> None:
@@ -231,12 +236,12 @@ class Lifecycle:
                 self._identity = options.Model
             finally:
                 self.load_clock = None
-                if self._state is State.LOADING:
-                    self._enter(State.READY if self._model else State.NO_MODEL)
+                if self.state is State.LOADING:
+                    self.state = State.READY if self._model else State.NO_MODEL
 
     async def _load(self, options: pb.ModelOptions) -> None:
         if self._model is None:
-            self._enter(State.LOADING)
+            self.state = State.LOADING
         clock = self.load_clock = StageClock(lambda stage, seconds: logger.info("load: %s took %.1f s", stage, seconds))
         if not self._warm.done():
             clock.enter("importing vLLM")
@@ -245,7 +250,7 @@ class Lifecycle:
         if self._model is not None and self._model.plan == plan and not self._model.dead:
             logger.info("load: %s is loaded with the same options", plan.model)
             return
-        self._enter(State.LOADING)
+        self.state = State.LOADING
         await self._close_model()
         logger.info("load: %s with %s", plan.model, {k: v for k, v in plan.engine_args.items() if k != "hf_token"})
         try:
@@ -258,25 +263,17 @@ class Lifecycle:
 
     async def _close_model(self) -> None:
         model, self._model, self._identity = self._model, None, ""
-        if self._state is State.READY:
-            self._enter(State.NO_MODEL)
+        if self.state is State.READY:
+            self.state = State.NO_MODEL
         if model is not None:
             # Half an engine under the next one would be worse than a late answer.
-            ending = self._state in (State.DRAINING, State.FAILED)
+            ending = self.state in (State.DRAINING, State.FAILED)
             await to_its_end(model.close(self._shutdown_timeout if ending else _FREE_TIMEOUT))
 
-    def _enter(self, state: State) -> None:
-        if state is self._state:
-            return
-        logger.debug("%s -> %s", self._state.value, state.value)
-        self._state = state
-        for observer in self._observers:
-            observer(state)
-
     def _refuse_at_the_end(self) -> None:
-        if self._state is State.DRAINING:
+        if self.state is State.DRAINING:
             raise EngineGone(SHUTTING_DOWN)
-        if self._state is State.FAILED:
+        if self.state is State.FAILED:
             raise EngineGone("the engine died")
 
     def _cancel_loads(self) -> None:
@@ -292,9 +289,9 @@ class Lifecycle:
 
     def _notice_death(self) -> None:
         model = self._model
-        if model is None or self._state is not State.READY or not model.dead:
+        if model is None or self.state is not State.READY or not model.dead:
             return
-        self._enter(State.FAILED)
+        self.state = State.FAILED
 
         async def report() -> str:
             cause = f"the engine died: {await model.cause_of_death()}"

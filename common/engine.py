@@ -36,6 +36,8 @@ _LAST_WORDS_SECONDS = 5.0
 # The same for an engine that died under requests, whose clients wait for the cause; and how often it is looked for.
 _AUTOPSY_SECONDS = 0.4
 _AUTOPSY_INTERVAL = 0.05
+# What the engine wrote before that, it survived.
+_LAST_WORDS_AGE = 30.0
 
 
 class Engine:
@@ -67,7 +69,7 @@ class Engine:
         while True:
             if self._handler_failure is not None and all(process.is_running() for process in self._processes):
                 return self._handler_failure
-            if cause := root_cause(self._log.lines()):
+            if cause := root_cause(self._log.lines(seconds=_LAST_WORDS_AGE)):
                 return cause
             if time.monotonic() > deadline:
                 break
@@ -113,6 +115,7 @@ class Engine:
         def build() -> tuple[AsyncLLM, ParserChoice]:
             config, parsers = _configure(plan)
             _compile_nothing(config.model_config.enforce_eager)
+            plan.limits.apply(config)
             enter("spawning the engine process")
             llm = AsyncLLM.from_vllm_config(
                 config,
@@ -166,12 +169,6 @@ class Engine:
 
 def _configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     """The engine's configuration, with the parsers that fit the model; reads its configuration and tokenizer."""
-    config, parsers = _with_parsers(plan)
-    plan.limits.apply(config)
-    return config, parsers
-
-
-def _with_parsers(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
     if config.model_config.skip_tokenizer_init:
         return config, ParserChoice(None, None, "no parsers: the model is loaded without a tokenizer")
