@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from backend.settings import PARENT_WATCH
 from common.processes import engine_processes
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def watch_parent(parent: int, interval: float, stop: Callable[[str], None]) -> N
         # An orphan gets another parent: init, or who has taken its place.
         while os.getppid() == parent:
             time.sleep(interval)
-        cause = f"the parent process {parent} is gone"
+        cause = f"the parent process {parent} is gone, and {PARENT_WATCH}=off is not set"
         with contextlib.suppress(RuntimeError):  # the loop has ended: so does the process
             stop(cause)
         time.sleep(PATIENCE)
