@@ -5,6 +5,7 @@ the same ones each time, unless STATES_SEED says otherwise.
 """
 
 import functools
+import math
 import os
 import time
 from collections.abc import Callable
@@ -40,6 +41,8 @@ DEADLINE = 120.0
 UNAVAILABLE, CANCELLED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
 NOT_LOADED = (grpc.StatusCode.FAILED_PRECONDITION, "model not loaded")
 F = TypeVar("F", bound=Callable[..., None])
+# How long to wait until the next step: not at all, for the midst of a load, or until it is over.
+PATIENCE = st.sampled_from([0.0, 4.0, math.inf, math.inf])
 State = pb.StatusResponse.State
 PLAIN = line("plain")
 
@@ -80,21 +83,23 @@ class Server(RuleBasedStateMachine):
 
     # What changes the state
 
-    @step(max_len=st.sampled_from([4096, 512]))
-    def load(self, max_len: int) -> None:
-        self._change(lambda stub: self._load(stub, model_options(self.folder, *PARSERS, MaxModelLen=max_len)))
+    @step(max_len=st.sampled_from([4096, 512]), patience=PATIENCE)
+    def load(self, max_len: int, patience: float) -> None:
+        options = model_options(self.folder, *PARSERS, MaxModelLen=max_len)
+        self._change(lambda stub: self._load(stub, options), patience)
 
-    @step()
-    def load_broken_weights(self) -> None:
-        self._change(lambda stub: self._load(stub, model_options(self.broken, *PARSERS), broken="safetensor"))
+    @step(patience=PATIENCE)
+    def load_broken_weights(self, patience: float) -> None:
+        options = model_options(self.broken, *PARSERS)
+        self._change(lambda stub: self._load(stub, options, broken="safetensor"), patience)
 
-    @step()
-    def load_broken_options(self) -> None:
+    @step(patience=PATIENCE)
+    def load_broken_options(self, patience: float) -> None:
         options = model_options(self.folder, "tool_praser:hermes")
-        self._change(lambda stub: self._load(stub, options, broken="tool_praser"))
+        self._change(lambda stub: self._load(stub, options, broken="tool_praser"), patience)
 
-    @step(seconds=st.sampled_from([0.0, 0.3, 3.0]))
-    def load_and_cancel(self, seconds: float) -> None:
+    @step(seconds=st.sampled_from([0.0, 0.3, 3.0]), patience=PATIENCE)
+    def load_and_cancel(self, seconds: float, patience: float) -> None:
         """As the orchestrator does when a user goes away."""
 
         def call(stub: pb_grpc.BackendStub) -> None:
@@ -102,15 +107,15 @@ class Server(RuleBasedStateMachine):
             time.sleep(seconds)
             future.cancel()
 
-        self._change(call)
+        self._change(call, patience)
 
-    @step()
-    def free(self) -> None:
+    @step(patience=PATIENCE)
+    def free(self, patience: float) -> None:
 
         def call(stub: pb_grpc.BackendStub) -> None:
             assert stub.Free(pb.HealthMessage(), timeout=DEADLINE).success
 
-        self._change(call)
+        self._change(call, patience)
 
     @precondition(lambda self: not self._changing())
     @step()
@@ -118,8 +123,7 @@ class Server(RuleBasedStateMachine):
         assert self.backend.call("Free", pb.HealthMessage(), timeout=FREE_SECONDS).success
         self.loaded = False
 
-    @step()
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """All that was asked has its answer; now the state is known."""
         for future in self.changes:
             future.result(DEADLINE + 5)
@@ -221,9 +225,13 @@ class Server(RuleBasedStateMachine):
     def _changing(self) -> bool:
         return any(not future.done() for future in self.changes) or self.loaded is None
 
-    def _change(self, call: Any) -> None:
+    def _change(self, call: Any, patience: float) -> None:
         self.loaded = None
         self.changes.append(self._submit(call))
+        if patience == math.inf:
+            self._settle()
+        else:
+            time.sleep(patience)
 
     def _submit(self, call: Any) -> "Future[None]":
         def work() -> None:
