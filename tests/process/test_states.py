@@ -70,8 +70,8 @@ class Server(RuleBasedStateMachine):
     folder: Path
     broken: Path
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(with_model=st.booleans())
+    def start(self, with_model: bool) -> None:
         self.pool = ThreadPoolExecutor(32)
         self.backend = Backend().__enter__()
         self.steps: list[str] = []
@@ -79,7 +79,8 @@ class Server(RuleBasedStateMachine):
         self.loaded: bool | None = False
         self.changes: list[Future[None]] = []
         self.others: list[Future[None]] = []
-        self.calls: list[Any] = []
+        if with_model:
+            self.load(max_len=4096, patience=math.inf)
 
     # What changes the state
 
