@@ -20,6 +20,7 @@ from vllm import AsyncEngineArgs, envs
 from vllm.config import ModelConfig
 from vllm.platforms import current_platform
 
+from common.admission import Limits
 from common.cpu_defaults import cpu_defaults
 from common.errors import InvalidRequest, Unsupported
 from common.lora import NO_ADAPTERS, AdapterPlan, plan_adapters
@@ -53,6 +54,8 @@ class LoadPlan:
     adapters: AdapterPlan = NO_ADAPTERS
     imposed: frozenset[str] = frozenset()
     """Engine arguments that the orchestrator switches on for every model, suitable or not."""
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    """What is admitted where `engine_args` don't say."""
 
     @property
     def model(self) -> str:
@@ -92,8 +95,8 @@ class LoadPlan:
             raise InvalidRequest("EngineArgs", first_problem(error)) from error
 
 
-def plan_load(options: pb.ModelOptions) -> LoadPlan:
-    """The plan that `options` ask for.
+def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan:  # noqa: B008  # it is frozen
+    """The plan that `options` ask for, in a process with these limits.
 
     Raises:
         InvalidRequest: an option is unknown, ill-typed or can't be used; names the closest valid one.
@@ -103,6 +106,7 @@ def plan_load(options: pb.ModelOptions) -> LoadPlan:
     _refuse_unsupported(options)
     model = resolve_model(options)
     args: dict[str, Any] = {"structured_outputs_config": _STRUCTURED_OUTPUTS, "allowed_media_domains": [NO_DOMAIN]}
+    args |= limits.engine_args()
     args |= {"model": model, "served_model_name": options.Model or model}
     adapters = plan_adapters(options, model)
     args |= _typed_fields(options) | adapters.engine_args
@@ -127,6 +131,7 @@ def plan_load(options: pb.ModelOptions) -> LoadPlan:
         ignore_seed=_switch("ignore_seed", own.get("ignore_seed", "false")),
         adapters=adapters,
         imposed=imposed,
+        limits=limits,
     )
 
 

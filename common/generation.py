@@ -13,6 +13,7 @@ from typing import Any, cast
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+from vllm.exceptions import MaxQueuedTokensError, QueueOverflowError
 from vllm.outputs import RequestOutput
 from vllm.parser.abstract_parser import Parser
 from vllm.renderers.chat_utils import make_tool_call_id
@@ -21,7 +22,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.detokenization import TokenByToken, reads_one_token
-from common.errors import EngineGone, InvalidRequest
+from common.errors import EngineGone, InvalidRequest, Overloaded
 from common.logprobs import logprob_entries
 from common.lora import Adapters
 from common.media_prompt import choose_resampler, named, raw_prompt
@@ -77,6 +78,27 @@ class Generator:
             chat_template_kwargs=self.renderer.effective_chat_template_kwargs(request),
             model_config=self.model_config,
         )
+
+    def admit(self) -> None:
+        """Return where one more request may come; asked before anything is done for it.
+
+        Raises:
+            Overloaded: as many run or wait, or as many tokens wait, as are admitted.
+
+        """
+        limits = self.llm.vllm_config.scheduler_config
+        try:
+            self.llm.check_admission(1)
+        except QueueOverflowError as error:
+            raise Overloaded(
+                f"{limits.max_num_queued_reqs} requests run or wait, and no more are admitted (--max-waiting-requests);"
+                " try again later"
+            ) from error
+        except MaxQueuedTokensError as error:
+            raise Overloaded(
+                f"{self.llm.get_num_queued_tokens()} prompt tokens wait for their prefill, and"
+                f" {limits.max_num_queued_tokens} are admitted (--max-waiting-tokens); try again later"
+            ) from error
 
     async def render(self, request: GenerationRequest) -> Any:
         """The engine input of a request: its prompt, rendered and tokenised.
@@ -201,6 +223,7 @@ class Run:
         """vLLM's outputs, counted; ends only with an answer that is complete."""
         generator, request = self._generator, self._request
         with translated(request.prompt_field):
+            generator.admit()
             adapter = generator.adapters.pick(request.adapter)
             # Before rendering, which lets the parser change the request.
             parser = self._parser = self._fresh_parser()
@@ -223,7 +246,6 @@ class Run:
                     "reasoning_ended": request.openai.resolve_reasoning_ended(parser, prompt_ids),
                     "reasoning_parser_kwargs": {"chat_template_kwargs": kwargs},
                 }
-            generator.llm.check_admission(1)
             self.usage.prompt_tokens = len(prompt_ids)
             self._clock.start()
             async with contextlib.aclosing(

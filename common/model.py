@@ -61,10 +61,9 @@ class Model:
         """Whether the engine has died; such a model can only be closed."""
         return self._engine.errored
 
-    @property
-    def cause_of_death(self) -> str:
-        """The engine's last error, in one line."""
-        return self._engine.cause_of_death
+    async def cause_of_death(self) -> str:
+        """What the engine died of, in one line; within half a second."""
+        return await self._engine.cause_of_death()
 
     @property
     def running_requests(self) -> int:

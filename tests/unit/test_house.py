@@ -47,7 +47,8 @@ def test_backend_never_imports_vllm(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["backend.__main__", "backend.server", "backend.lifecycle", "backend.servicer", "backend.chat"]
+    "module",
+    ["backend.__main__", "backend.entry", "backend.server", "backend.lifecycle", "backend.servicer", "backend.chat"],
 )
 def test_what_runs_before_the_port_is_open_is_light(module: str) -> None:
     code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"

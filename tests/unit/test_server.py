@@ -85,7 +85,16 @@ class FakeLifecycle:
         self.load_clock: StageClock | None = None
         self.model = FakeModel()
         self.error: Exception | None = None
+        self.health_error: Exception | None = None
+        self.explanation: Exception | None = None
         self.asked: list[Any] = []
+
+    async def explained(self, error: Exception) -> Exception:
+        return self.explanation or error
+
+    async def check_health(self) -> None:
+        if self.health_error is not None:
+            raise self.health_error
 
     def model_for(self, identity: str) -> FakeModel:
         self.asked.append(identity)
@@ -171,12 +180,25 @@ async def status(awaitable: Any) -> tuple[grpc.StatusCode, str]:
     return caught.value.code(), caught.value.details() or ""
 
 
-@pytest.mark.parametrize("state", State)
-async def test_health_is_ok_in_every_state(backend: Any, lifecycle: FakeLifecycle, state: State) -> None:
-    lifecycle.state = state
+async def test_health_is_ok_whatever_is_broken(backend: Any, lifecycle: FakeLifecycle) -> None:
     lifecycle.error = RuntimeError("everything else is broken")
     reply = await backend.Health(NOTHING)
     assert reply == pb.Reply(message=b"OK")
+
+
+async def test_health_of_an_engine_that_died(backend: Any, lifecycle: FakeLifecycle) -> None:
+    lifecycle.health_error = errors.EngineGone("the engine died: ValueError: gone")
+    assert await status(backend.Health(NOTHING)) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "the engine died: ValueError: gone",
+    )
+
+
+async def test_an_error_is_told_as_the_lifecycle_explains_it(backend: Any, lifecycle: FakeLifecycle) -> None:
+    lifecycle.error = ZeroDivisionError()
+    lifecycle.explanation = errors.EngineGone("the engine died: out of memory")
+    for call in (backend.Predict(pb.PredictOptions()), read(backend.PredictStream(pb.PredictOptions()))):
+        assert await status(call) == (grpc.StatusCode.UNAVAILABLE, "the engine died: out of memory")
 
 
 async def test_answers(backend: Any, lifecycle: FakeLifecycle) -> None:
@@ -293,13 +315,20 @@ async def test_load_and_free(backend: Any, lifecycle: FakeLifecycle) -> None:
         errors.Unsupported("no embeddings"),
         errors.LoadFailed("ValueError: no memory"),
         errors.LoadCancelled("Free came first"),
-        errors.EngineGone("draining"),
     ],
     ids=lambda error: type(error).__name__,
 )
 async def test_a_load_that_fails_is_an_answer(backend: Any, lifecycle: FakeLifecycle, error: Exception) -> None:
     lifecycle.error = error
     assert await backend.LoadModel(pb.ModelOptions()) == pb.Result(success=False, message=str(error))
+
+
+async def test_a_load_at_the_end_of_the_process_is_refused(backend: Any, lifecycle: FakeLifecycle) -> None:
+    lifecycle.error = errors.EngineGone("the server is shutting down")
+    assert await status(backend.LoadModel(pb.ModelOptions())) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "the server is shutting down",
+    )
 
 
 async def test_a_cause_that_is_no_text_is_an_answer_too(backend: Any, lifecycle: FakeLifecycle) -> None:
