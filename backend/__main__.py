@@ -7,9 +7,13 @@ import os
 import signal
 import sys
 import tempfile
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from backend.logs import configure_logging
 from backend.settings import Settings, SettingsError, parse_settings
+
+if TYPE_CHECKING:
+    import grpc
 
 logger = logging.getLogger("backend")
 
@@ -30,12 +34,13 @@ def main() -> None:
         tempfile.gettempdir()  # vLLM's processes talk through sockets there
     except (SettingsError, OSError) as error:
         _exit(2, str(error))
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level.upper(),
-        format="%(levelname)s %(asctime)s [%(name)s] %(message)s",
-        datefmt="%m-%d %H:%M:%S",
-    )
+    configure_logging(settings.log_level, settings.log_format)
+    if settings.check is not None:
+        from backend import check
+
+        _exit(*check.run(settings))
+    # gRPC's core writes a line of its own for every handshake that fails, without being asked.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     import uvloop
 
     try:
@@ -48,21 +53,26 @@ async def serve(settings: Settings) -> NoReturn:
     """Serve until told to stop, or until the engine dies; then end the process.
 
     Raises:
-        SettingsError: the address can't be listened on.
+        SettingsError: the address can't be listened on, or a TLS file can't be used.
 
     """
     from backend.lifecycle import Lifecycle
-    from backend.server import build_server, listen
+    from backend.server import build_server
+    from backend.sockets import is_local, listen
     from common.processes import engine_processes, kill
 
     loop = asyncio.get_running_loop()
     lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout)
     server = build_server(settings, lifecycle)
-    addr = listen(server, settings.addr)
+    addr = listen(server, settings.addr, _credentials(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop)
     await server.start()
     logger.info("listening on %s", addr)
+    if not settings.checks_clients and not is_local(addr):
+        logger.warning(
+            "whoever can reach %s can use this server: set LOCALAI_GRPC_AUTH_TOKEN, or --tls-client-ca with TLS", addr
+        )
     lifecycle.import_in_background()
 
     cause = await lifecycle.stopped()
@@ -74,6 +84,14 @@ async def serve(settings: Settings) -> NoReturn:
         await asyncio.wait_for(lifecycle.free(), settings.shutdown_timeout + KILL_SECONDS)
     await kill(engine_processes())
     _exit(1 if cause else 0, cause)
+
+
+def _credentials(settings: Settings) -> "grpc.ServerCredentials | None":
+    if settings.tls is None:
+        return None
+    from backend.tls import server_credentials
+
+    return server_credentials(settings.tls)
 
 
 def _exit(status: int, message: str | None) -> NoReturn:

@@ -13,6 +13,7 @@ import importlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from common.concurrency import to_its_end
@@ -46,13 +47,13 @@ class Lifecycle:
     """The one model of the process, and the end of the process.
 
     Attributes:
-        state: see the module.
         load_clock: the stage of the load that is running; None otherwise.
 
     """
 
     def __init__(self, *, shutdown_timeout: float) -> None:
-        self.state = State.NO_MODEL
+        self._state = State.NO_MODEL
+        self._state_listeners: list[Callable[[State], None]] = []
         self.load_clock: StageClock | None = None
         self._shutdown_timeout = shutdown_timeout
         self._model: Model | None = None
@@ -61,6 +62,21 @@ class Lifecycle:
         self._loads: set[asyncio.Task[None]] = set()
         self._warm: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._stop: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def state(self) -> State:
+        """What the process is doing."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        changed, self._state = state is not self._state, state
+        for listener in self._state_listeners if changed else ():
+            listener(state)
+
+    def on_state(self, listener: Callable[[State], None]) -> None:
+        """Call `listener` at every change of the state, in the event loop and before anything follows from it."""
+        self._state_listeners.append(listener)
 
     def model_for(self, identity: str) -> "Model":
         """The loaded model, for a request that names `identity` (empty: any).

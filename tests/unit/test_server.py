@@ -15,8 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from backend.lifecycle import Lifecycle, State
-from backend.server import SERVICE, build_server, listen
+from backend.server import SERVICE, build_server
 from backend.settings import MIB, Settings, SettingsError
+from backend.sockets import listen
+from backend.tls import server_credentials
 from common import errors
 from common.engine_log import StageClock
 from common.pb import backend_pb2 as pb
@@ -86,6 +88,7 @@ class FakeLifecycle:
         self.model = FakeModel()
         self.error: Exception | None = None
         self.asked: list[Any] = []
+        self.listeners: list[Callable[[State], None]] = []
 
     def model_for(self, identity: str) -> FakeModel:
         self.asked.append(identity)
@@ -98,6 +101,9 @@ class FakeLifecycle:
         if self.error is not None:
             raise self.error
 
+    def on_state(self, listener: Callable[[State], None]) -> None:
+        self.listeners.append(listener)
+
     async def free(self) -> None:
         self.asked.append("free")
         if self.error is not None:
@@ -109,7 +115,7 @@ async def serving(lifecycle: FakeLifecycle, **settings: Any) -> AsyncIterator[st
     """The address of a server that runs."""
     full = Settings(**{"addr": "127.0.0.1:0"} | settings)
     server = build_server(full, cast("Lifecycle", lifecycle))
-    addr = listen(server, full.addr)
+    addr = listen(server, full.addr, server_credentials(full.tls) if full.tls else None)
     await server.start()
     try:
         yield addr

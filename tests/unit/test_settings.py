@@ -1,10 +1,12 @@
 """Flags, environment and defaults, and what is said about values that can't be used."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
-from backend.settings import LOG_LEVELS, Settings, SettingsError, parse_settings
+from backend.settings import LOG_FORMATS, LOG_LEVELS, Settings, SettingsError, TlsFiles, parse_settings, versions
 
 ADDR = ("--addr", "127.0.0.1:0")
 
@@ -84,6 +86,7 @@ def test_defaults() -> None:
     [
         ("--max-message-mib", "BACKEND_MAX_MESSAGE_MIB", "max_message_mib", {"7": 7, "2047": 2047, "1": 1}),
         ("--log-level", "BACKEND_LOG_LEVEL", "log_level", {"DEBUG": "debug", "Warning": "warning"}),
+        ("--log-format", "BACKEND_LOG_FORMAT", "log_format", {"json": "json", "JSON": "json"}),
         ("--shutdown-timeout", "BACKEND_SHUTDOWN_TIMEOUT", "shutdown_timeout", {"0": 0.0, "2.5": 2.5, "600": 600.0}),
     ],
 )
@@ -109,7 +112,8 @@ def test_flag_before_environment_before_default(
         ("--shutdown-timeout", "BACKEND_SHUTDOWN_TIMEOUT", text, "a number from 0 to 600")
         for text in ("", "-0.1", "601", "soon", "nan", "inf", "-inf")
     ]
-    + [("--log-level", "BACKEND_LOG_LEVEL", text, ", ".join(LOG_LEVELS)) for text in ("", "loud", "10", "critical")],
+    + [("--log-level", "BACKEND_LOG_LEVEL", text, ", ".join(LOG_LEVELS)) for text in ("", "loud", "10", "critical")]
+    + [("--log-format", "BACKEND_LOG_FORMAT", text, ", ".join(LOG_FORMATS)) for text in ("", "xml", "text,json")],
 )
 def test_a_value_that_cannot_be_used(flag: str, variable: str, text: str, allowed: str) -> None:
     for argv, environ in (([*ADDR, f"{flag}={text}"], {}), ([*ADDR], {variable: text})):
@@ -137,3 +141,101 @@ def test_settings_are_fixed() -> None:
     assert settings.max_message_bytes == 2 * 1024 * 1024
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.addr = "elsewhere"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["s\n", " s", "s ", "   ", "a\tb", "a\x7f", "geh\u00e9im", "\N{FULLWIDTH LATIN SMALL LETTER A}", "a\u200bb"],
+    ids=ascii,
+)
+def test_a_token_that_no_client_could_send(value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(ADDR, {"LOCALAI_GRPC_AUTH_TOKEN": value})
+    assert str(caught.value) == "LOCALAI_GRPC_AUTH_TOKEN: use printable ASCII characters, without blanks at the ends"
+
+
+TLS_NAMES = (
+    ("--tls-cert", "BACKEND_TLS_CERT"),
+    ("--tls-key", "BACKEND_TLS_KEY"),
+    ("--tls-client-ca", "BACKEND_TLS_CLIENT_CA"),
+)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_tls_files(count: int) -> None:
+    expected = TlsFiles(*("a", "b", "c")[:count])
+    flags = [word for (flag, _), value in zip(TLS_NAMES[:count], "abc", strict=False) for word in (flag, value)]
+    environ = {name: value for (_, name), value in zip(TLS_NAMES[:count], "abc", strict=False)}
+    assert parse_settings([*ADDR, *flags], {}).tls == expected
+    assert parse_settings(ADDR, environ).tls == expected
+    assert parse_settings([*ADDR, *flags], {name: "other" for _, name in TLS_NAMES[:count]}).tls == expected
+    assert parse_settings(ADDR, {name: "" for _, name in TLS_NAMES}).tls is None
+    assert parse_settings([*ADDR, *flags], {}).checks_clients is (count == 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        (["--tls-cert"], "--tls-key too"),
+        (["--tls-key"], "--tls-cert too"),
+        (["--tls-client-ca"], "--tls-cert and --tls-key too"),
+        (["--tls-cert", "--tls-client-ca"], "--tls-key too"),
+    ],
+)
+def test_tls_files_go_together(given: list[str], missing: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings([*ADDR, *(f"{flag}=file" for flag in given)], {})
+    assert str(caught.value) == f"{given[0]} file: needs {missing}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "value", "expected"),
+    [
+        ([], None, False),
+        ([], "", False),
+        ([], "0", False),
+        ([], "False", False),
+        ([], "1", True),
+        ([], "true", True),
+        (["--channelz"], "0", True),
+    ],
+)
+def test_channelz(argv: list[str], value: str | None, expected: bool) -> None:
+    environ = {} if value is None else {"BACKEND_CHANNELZ": value}
+    assert parse_settings([*ADDR, *argv], environ).channelz is expected
+
+
+def test_channelz_that_is_neither_on_nor_off() -> None:
+    with pytest.raises(SettingsError, match="BACKEND_CHANNELZ maybe: use 1, 0, true or false"):
+        parse_settings(ADDR, {"BACKEND_CHANNELZ": "maybe"})
+
+
+@pytest.mark.parametrize(
+    ("argv", "check"),
+    [(["--check"], ""), (["--check", "org/model"], "org/model"), (["--check", *ADDR], ""), (ADDR, None)],
+)
+def test_a_check_needs_no_address(argv: list[str], check: str | None) -> None:
+    assert parse_settings(argv, {}).check == check
+
+
+@pytest.mark.parametrize("flag", ["--version", "--help"])
+def test_what_is_printed_instead(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_settings([flag], {})
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    if flag == "--version":
+        assert out == versions() + "\n"
+        assert out.startswith("vllm-grpc-backend ")
+    else:
+        assert "LOCALAI_GRPC_AUTH_TOKEN" in out
+        assert max(map(len, out.splitlines())) <= 120
+
+
+def test_every_flag_is_in_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"], {})
+    shown = capsys.readouterr().out
+    text = (Path(__file__).parents[2] / "docs" / "running.md").read_text(encoding="utf-8")
+    for name in re.findall(r"--[a-z-]+|BACKEND_[A-Z_]+", shown):
+        assert f"`{name}" in text, name
