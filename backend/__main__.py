@@ -35,15 +35,15 @@ def main() -> None:
     except (SettingsError, OSError) as error:
         _exit(2, str(error))
     configure_logging(settings.log_level, settings.log_format)
-    if settings.check is not None:
-        from backend import check
-
-        _exit(*check.run(settings))
     # gRPC's core writes a line of its own for every handshake that fails, without being asked.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    import uvloop
-
     try:
+        if settings.check is not None:
+            from backend import check
+
+            _exit(*check.run(settings))
+        import uvloop
+
         uvloop.run(serve(settings))
     except SettingsError as error:
         _exit(2, str(error))

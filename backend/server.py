@@ -1,5 +1,7 @@
 """Puts the grpc.aio server together: options, interceptors, services."""
 
+from typing import Any
+
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -66,11 +68,22 @@ def build_server(settings: Settings, lifecycle: Lifecycle) -> grpc.aio.Server:
     return server
 
 
-def _add_channelz(server: grpc.aio.Server) -> str:
+def import_channelz() -> tuple[Any, Any]:
+    """The modules of grpcio-channelz: the servicer's and the messages'.
+
+    Raises:
+        SettingsError: it is not installed.
+
+    """
     try:
         from grpc_channelz.v1 import channelz, channelz_pb2
     except ImportError as error:
         msg = f"--channelz: needs the package grpcio-channelz; ./install.sh --extra channelz installs it ({error})"
         raise SettingsError(msg) from error
+    return channelz, channelz_pb2
+
+
+def _add_channelz(server: grpc.aio.Server) -> str:
+    channelz, messages = import_channelz()
     channelz.add_channelz_servicer(server)
-    return str(channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name)
+    return str(messages.DESCRIPTOR.services_by_name["Channelz"].full_name)

@@ -82,7 +82,7 @@ class Engine:
             loop.call_soon_threadsafe(clock.enter, stage)
 
         def build() -> tuple[AsyncLLM, ParserChoice]:
-            config, parsers = _configure(plan)
+            config, parsers = configure(plan)
             _compile_nothing(config.model_config.enforce_eager)
             enter("spawning the engine process")
             llm = AsyncLLM.from_vllm_config(
@@ -148,7 +148,7 @@ def _expected_end() -> Iterator[None]:
         vllm_logger.removeFilter(keep)
 
 
-def _configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
+def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     """The engine's configuration, with the parsers that fit the model; reads its configuration and tokenizer."""
     config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
     if config.model_config.skip_tokenizer_init:
