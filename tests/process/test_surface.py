@@ -17,7 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 from tests.certificates import Authority
-from tests.process.orchestrator import RUN_SH, STOP_SECONDS, Backend, eventually, free_port
+from tests.process.orchestrator import DEATH_SECONDS, RUN_SH, STOP_SECONDS, Backend, eventually, free_port
+from tests.process.wire import PARSERS, model_options
 
 OURS, OTHERS = Authority("ours"), Authority("others")
 PATIENCE_SECONDS = 120
@@ -208,3 +209,41 @@ def test_json_log_lines() -> None:
         assert {"backend", "backend.lifecycle"} <= {line["logger"] for line in ours}
         assert all({"time", "level", "logger", "message"} <= line.keys() for line in ours)
         assert not [line for line in backend.stderr.splitlines() if "[backend" in line]
+
+
+# All of it, with a model
+
+
+def test_a_model_behind_mutual_tls_and_a_token(tmp_path: Path, scripted: Path) -> None:
+    cert, key = OURS.issue("server").write(tmp_path, "server")
+    (tmp_path / "ca.pem").write_bytes(OURS.cert)
+    client = OURS.issue("client")
+    addr = f"127.0.0.1:{free_port()}"
+    environ = {
+        "BACKEND_TLS_CERT": str(cert),
+        "BACKEND_TLS_KEY": str(key),
+        "BACKEND_TLS_CLIENT_CA": str(tmp_path / "ca.pem"),
+        "LOCALAI_GRPC_AUTH_TOKEN": "word",
+    }
+    credentials = grpc.ssl_channel_credentials(OURS.cert, client.key, client.cert)
+    metadata = (("authorization", "Bearer word"),)
+    with Backend(addr=addr, env=environ) as backend, grpc.secure_channel(addr, credentials) as channel:
+        grpc.channel_ready_future(channel).result(timeout=10)
+        stub, health = pb_grpc.BackendStub(channel), health_pb2_grpc.HealthStub(channel)
+        name = health_pb2.HealthCheckRequest(service="backend.Backend/model")
+        model = health.Watch(name, metadata=metadata)
+        process = health.Watch(health_pb2.HealthCheckRequest(), metadata=metadata)
+        assert (next(model).status, next(process).status) == (ANSWER.NOT_SERVING, ANSWER.SERVING)
+        result = stub.LoadModel(model_options(scripted, *PARSERS), metadata=metadata, timeout=PATIENCE_SECONDS)
+        assert result.success, result.message
+        assert next(model).status == ANSWER.SERVING
+        request = pb.PredictOptions(Prompt="a", Tokens=5)
+        replies = list(stub.PredictStream(request, metadata=metadata, timeout=PATIENCE_SECONDS))
+        assert replies[-1].tokens > 0
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.Predict(request, timeout=PATIENCE_SECONDS)
+        assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        (core,) = backend.engine_cores()
+        core.kill()
+        assert (next(model).status, next(process).status) == (ANSWER.NOT_SERVING, ANSWER.NOT_SERVING)
+        assert backend.wait_for_exit(DEATH_SECONDS) == 1

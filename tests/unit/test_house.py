@@ -47,7 +47,19 @@ def test_backend_never_imports_vllm(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["backend.__main__", "backend.server", "backend.lifecycle", "backend.servicer", "backend.chat"]
+    "module",
+    [
+        "backend.__main__",
+        "backend.server",
+        "backend.lifecycle",
+        "backend.servicer",
+        "backend.chat",
+        "backend.check",
+        "backend.health",
+        "backend.logs",
+        "backend.sockets",
+        "backend.tls",
+    ],
 )
 def test_what_runs_before_the_port_is_open_is_light(module: str) -> None:
     code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
