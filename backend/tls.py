@@ -4,14 +4,18 @@ import datetime
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from backend.settings import SettingsError, TlsFiles
+
+# Those that BoringSSL signs with.
+_CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +108,17 @@ def _check_key(files: TlsFiles, data: bytes, certificate: x509.Certificate) -> N
         raise _refusal("--tls-key", files.key, "is encrypted; give a key without a password") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise _refusal("--tls-key", files.key, "holds no private key that can be read; a PEM file is needed") from error
-    if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
-        raise _refusal("--tls-key", files.key, "is of a kind that gRPC doesn't take; use RSA or EC")
-    if key.public_key() != certificate.public_key():
+    if not isinstance(key, rsa.RSAPrivateKey) and getattr(getattr(key, "curve", None), "name", "") not in _CURVES:
+        raise _refusal("--tls-key", files.key, f"is of a kind that gRPC doesn't take; use RSA, or EC with {_CURVES[0]}")
+    if key.public_key() != _public_key(files.cert, certificate):
         raise _refusal("--tls-key", files.key, f"doesn't belong to the first certificate of {files.cert}")
+
+
+def _public_key(path: str, certificate: x509.Certificate) -> Any:
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise _refusal("--tls-cert", path, "is for a key of a kind that can't be read") from error
 
 
 def _out_of_date(certificate: x509.Certificate) -> str | None:

@@ -9,14 +9,14 @@ from typing import Any
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from backend.settings import SettingsError, TlsFiles
 from backend.tls import server_credentials
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
-from tests.certificates import Authority, Pair
+from tests.certificates import Authority, Pair, PrivateKey
 from tests.unit.test_server import RIGHT, WORD, FakeLifecycle, read, reflected, serving, status
 
 OURS, OTHERS = Authority("ours"), Authority("others")
@@ -113,9 +113,10 @@ def test_a_file_that_is_missing_or_none(files: TlsFiles, field: str) -> None:
         server_credentials(files)
 
 
-def test_a_kind_of_key_that_grpc_does_not_take(tmp_path: Path) -> None:
-    files = written(tmp_path, OURS.issue("server", key=ed25519.Ed25519PrivateKey.generate()))
-    with pytest.raises(SettingsError, match="use RSA or EC"):
+@pytest.mark.parametrize("make", [ed25519.Ed25519PrivateKey.generate, lambda: ec.generate_private_key(ec.SECP256K1())])
+def test_a_kind_of_key_that_grpc_does_not_take(tmp_path: Path, make: Callable[[], PrivateKey]) -> None:
+    files = written(tmp_path, OURS.issue("server", key=make()))
+    with pytest.raises(SettingsError, match="use RSA, or EC with secp256r1"):
         server_credentials(files)
 
 
@@ -125,8 +126,11 @@ def test_a_bundle_of_authorities_may_hold_an_old_one(files: TlsFiles) -> None:
     server_credentials(files)
 
 
-async def test_an_rsa_key_and_a_chain(lifecycle: FakeLifecycle, tmp_path: Path) -> None:
-    pair = OURS.issue("server", key=rsa.generate_private_key(65537, 2048))
+@pytest.mark.parametrize(
+    "make", [lambda: rsa.generate_private_key(65537, 2048), lambda: ec.generate_private_key(ec.SECP384R1())]
+)
+async def test_other_keys_and_a_chain(lifecycle: FakeLifecycle, tmp_path: Path, make: Callable[[], PrivateKey]) -> None:
+    pair = OURS.issue("server", key=make())
     files = written(tmp_path, Pair(pair.cert + OURS.cert, pair.key))
     async with serving(lifecycle, tls=TlsFiles(files.cert, files.key)) as addr:
         assert await greets(addr, trusting(OURS))
