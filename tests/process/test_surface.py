@@ -237,7 +237,7 @@ def test_a_model_behind_mutual_tls_and_a_token(tmp_path: Path, scripted: Path) -
         result = stub.LoadModel(model_options(scripted, *PARSERS), metadata=metadata, timeout=PATIENCE_SECONDS)
         assert result.success, result.message
         assert next(model).status == ANSWER.SERVING
-        request = pb.PredictOptions(Prompt="a", Tokens=5)
+        request = pb.PredictOptions(Prompt="Hello there", Tokens=5)
         replies = list(stub.PredictStream(request, metadata=metadata, timeout=PATIENCE_SECONDS))
         assert replies[-1].tokens > 0
         with pytest.raises(grpc.RpcError) as raised:
