@@ -11,4 +11,4 @@ if [ ! -x "$python" ] || [ ! -d "$here/common/pb" ]; then
 fi
 # Our own modules are found by PYTHONPATH alone: the folder can move, and the working directory stays out of sys.path.
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
-exec "$python" -m backend "$@"
+exec "$python" -m backend.entry "$@"

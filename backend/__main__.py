@@ -1,9 +1,9 @@
 """argv -> Settings -> run. Imports nothing heavy: the port must open before vLLM is imported."""
 
 import asyncio
-import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -17,23 +17,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("backend")
 
-# Requests in flight get this many seconds to finish once the process is to end.
-DRAIN_SECONDS = 2.0
-# What killing an engine that won't shut down may take on top of its own timeout.
-KILL_SECONDS = 2.0
+# Sixty-four times the connections that the orchestrator has at most.
+MOST_DESCRIPTORS = 65536
 
 
 def main() -> None:
     """Run until a signal or the engine's death; never returns."""
+    parent = os.getppid()
     if sys.argv[1:2] == ["chat"]:
         from backend import chat
 
         sys.exit(chat.main(sys.argv[2:]))
+    from backend.shutdown import leave
+
     try:
         settings = parse_settings(sys.argv[1:])
         tempfile.gettempdir()  # vLLM's processes talk through sockets there
     except (SettingsError, OSError) as error:
-        _exit(2, str(error))
+        leave(2, str(error))
     configure_logging(settings.log_level, settings.log_format)
     # gRPC's core writes a line of its own for every handshake that fails, without being asked.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -41,32 +42,40 @@ def main() -> None:
         if settings.check is not None:
             from backend import check
 
-            _exit(*check.run(settings))
+            leave(*check.run(settings))
         import uvloop
 
-        uvloop.run(serve(settings))
+        uvloop.run(serve(settings, parent))
     except SettingsError as error:
-        _exit(2, str(error))
+        leave(2, str(error))
 
 
-async def serve(settings: Settings) -> NoReturn:
-    """Serve until told to stop, or until the engine dies; then end the process.
+async def serve(settings: Settings, parent: int) -> NoReturn:
+    """Serve until told to stop, or until the engine or the process `parent` dies; then end the process.
 
     Raises:
         SettingsError: the address can't be listened on, or a TLS file can't be used.
 
     """
     from backend.lifecycle import Lifecycle
+    from backend.parent_watch import watch_parent
     from backend.server import build_server
+    from backend.shutdown import leave, shut_down
     from backend.sockets import is_local, listen
-    from common.processes import engine_processes, kill
 
     loop = asyncio.get_running_loop()
-    lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout)
+    lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout, limits=settings.limits)
+    _allow_many_connections()
     server = build_server(settings, lifecycle)
     addr = listen(server, settings.addr, _credentials(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop)
+    if settings.parent_watch is not None:
+
+        def parent_is_gone(cause: str) -> None:
+            loop.call_soon_threadsafe(lambda: lifecycle.stop(cause, hurry=True))
+
+        watch_parent(parent, settings.parent_watch, parent_is_gone)
     await server.start()
     logger.info("listening on %s", addr)
     if not settings.checks_clients and not is_local(addr):
@@ -77,13 +86,8 @@ async def serve(settings: Settings) -> NoReturn:
 
     cause = await lifecycle.stopped()
     logger.info("stopping: %s", cause or "asked to")
-    lifecycle.drain()
-    await server.stop(DRAIN_SECONDS)
-    with contextlib.suppress(TimeoutError):
-        # A load that hangs in a download has no processes to kill, and its thread can't be stopped.
-        await asyncio.wait_for(lifecycle.free(), settings.shutdown_timeout + KILL_SECONDS)
-    await kill(engine_processes())
-    _exit(1 if cause else 0, cause)
+    await shut_down(lifecycle, server, drain_seconds=settings.drain_seconds, shutdown_timeout=settings.shutdown_timeout)
+    leave(1 if cause else 0, cause)
 
 
 def _credentials(settings: Settings) -> "grpc.ServerCredentials | None":
@@ -94,14 +98,16 @@ def _credentials(settings: Settings) -> "grpc.ServerCredentials | None":
     return server_credentials(settings.tls)
 
 
-def _exit(status: int, message: str | None) -> NoReturn:
-    """Leave at once. The message is the last line on stderr, where the orchestrator looks for the cause."""
-    if message:
-        sys.stderr.write(f"backend: {' '.join(message.split())}\n")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Threads inside vLLM's import or start would hold up a normal exit.
-    os._exit(status)
+def _allow_many_connections() -> None:
+    """Each connection takes a descriptor, and many systems grant 1024 unless more is asked for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= enough:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+    except (OSError, ValueError) as error:
+        logger.warning("at most %d connections and files: %s", soft, error)
 
 
 if __name__ == "__main__":

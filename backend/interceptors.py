@@ -42,10 +42,11 @@ def _digest(value: str | bytes) -> bytes:
 
 
 class StatusMapping(grpc.aio.ServerInterceptor):
-    """Turns exceptions of our own servicer into a gRPC status."""
+    """Turns exceptions of our own servicer into a gRPC status; `explained` may know better what happened."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, explained: Callable[[Exception], Awaitable[Exception]]) -> None:
         self._prefix = f"/{service}/"
+        self._explained = explained
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -62,7 +63,7 @@ class StatusMapping(grpc.aio.ServerInterceptor):
         else:
             factory, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
         deserializer = _forgiving(handler.request_deserializer)
-        return factory(_mapped(behaviour), deserializer, handler.response_serializer)
+        return factory(_mapped(behaviour, self._explained), deserializer, handler.response_serializer)
 
 
 class _Malformed:
@@ -84,7 +85,7 @@ def _forgiving(deserializer: Any) -> Any:
     return deserialize
 
 
-def _mapped(behaviour: Any) -> Any:
+def _mapped(behaviour: Any, explained: Callable[[Exception], Awaitable[Exception]]) -> Any:
     async def mapped(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         if request is _Malformed:
             await context.abort(*status_of(_MALFORMED))
@@ -95,7 +96,7 @@ def _mapped(behaviour: Any) -> Any:
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001  # every exception gets a status
-            await context.abort(*status_of(error))
+            await context.abort(*status_of(await explained(error)))
 
     return mapped
 

@@ -4,6 +4,8 @@ no model --LoadModel--> loading --ok--> ready --Free--> no model
                           |                |
                           `--failed--------+--> no model
 any state --SIGTERM--> draining --> exit;   ready --engine died--> failed --> exit
+
+What each RPC answers in each of them stands in docs/reliability.md; how the process ends, in `backend/shutdown.py`.
 """
 
 import asyncio
@@ -16,9 +18,18 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from common.admission import Limits
 from common.concurrency import to_its_end
 from common.engine_log import StageClock
-from common.errors import EngineGone, IdentityMismatch, InvalidRequest, LoadCancelled, LoadFailed, ModelNotLoaded
+from common.errors import (
+    EngineGone,
+    IdentityMismatch,
+    InvalidRequest,
+    LoadCancelled,
+    LoadFailed,
+    ModelNotLoaded,
+    Unsupported,
+)
 from common.pb import backend_pb2 as pb
 from common.vllm_env import prepare_environment
 
@@ -31,6 +42,10 @@ logger = logging.getLogger(__name__)
 _FREE_TIMEOUT = 3.0
 # How soon the death of an engine is noticed when no request tells.
 _WATCH_INTERVAL = 0.5
+
+SHUTTING_DOWN = "the server is shutting down"
+# What is the caller's own, whatever becomes of the engine.
+_UNRELATED = (Unsupported, ModelNotLoaded, IdentityMismatch)
 
 
 class State(enum.Enum):
@@ -51,17 +66,21 @@ class Lifecycle:
 
     """
 
-    def __init__(self, *, shutdown_timeout: float) -> None:
+    def __init__(self, *, shutdown_timeout: float, limits: Limits = Limits()) -> None:  # noqa: B008  # it is frozen
         self._state = State.NO_MODEL
         self._state_listeners: list[Callable[[State], None]] = []
         self.load_clock: StageClock | None = None
         self._shutdown_timeout = shutdown_timeout
+        self._limits = limits
         self._model: Model | None = None
         self._identity = ""
+        self._death: asyncio.Task[str] | None = None
         self._turn = asyncio.Lock()
         self._loads: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[Any]] = set()
         self._warm: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._stop: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._hurry = asyncio.Event()
 
     @property
     def state(self) -> State:
@@ -78,21 +97,52 @@ class Lifecycle:
         """Call `listener` at every change of the state, in the event loop and before anything follows from it."""
         self._state_listeners.append(listener)
 
+    @property
+    def has_model(self) -> bool:
+        """Whether there is an engine that needs a shutdown."""
+        return self._model is not None
+
     def model_for(self, identity: str) -> "Model":
         """The loaded model, for a request that names `identity` (empty: any).
+
+        The calling task counts as a request in flight until it ends; see `idle`.
 
         Raises:
             EngineGone: the process is shutting down, or its engine died.
             ModelNotLoaded, IdentityMismatch: see there.
 
         """
-        if self.state in (State.DRAINING, State.FAILED):
-            raise EngineGone(f"the server is {'shutting down' if self.state is State.DRAINING else 'failing'}")
+        self._refuse_at_the_end()
         if self._model is None:
             raise ModelNotLoaded
         if identity and self._identity and identity != self._identity:
             raise IdentityMismatch(identity, self._identity)
+        task = asyncio.current_task()
+        if task is not None and task not in self._requests:
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)
         return self._model
+
+    async def explained(self, error: Exception) -> Exception:
+        """`error` as the caller of an RPC should hear of it: with the cause where the engine died under it."""
+        if isinstance(error, _UNRELATED):
+            return error
+        if self.state is State.DRAINING and isinstance(error, EngineGone):
+            return EngineGone(SHUTTING_DOWN)
+        self._notice_death()
+        if self._death is not None:
+            return EngineGone(await asyncio.shield(self._death))
+        return error
+
+    async def check_health(self) -> None:
+        """Return at once where the process is sound, with or without a model.
+
+        Raises:
+            EngineGone: the engine died; the process is about to end.
+
+        """
+        if self.state is State.FAILED:
+            raise await self.explained(EngineGone("the engine died"))
 
     def import_in_background(self) -> None:
         """Import vLLM in a thread, so that LoadModel finds it warm. The thread never holds up the process's exit."""
@@ -119,8 +169,10 @@ class Lifecycle:
 
         Raises:
             InvalidRequest, Unsupported, LoadFailed: with a text for LoadModel's caller.
+            EngineGone: the process is about to end.
 
         """
+        self._refuse_at_the_end()
         task = asyncio.create_task(self._load_in_turn(options))
         self._loads.add(task)
         try:
@@ -140,8 +192,13 @@ class Lifecycle:
         async with self._turn:
             await self._close_model()
 
-    def stop(self, cause: str | None = None) -> None:
-        """Ask the process to end: with exit status 0, or non-zero when there is a cause."""
+    def stop(self, cause: str | None = None, *, hurry: bool = False) -> None:
+        """Ask the process to end: with exit status 0, or non-zero when there is a cause.
+
+        Asked once more, or with `hurry`, it ends without waiting for anybody.
+        """
+        if hurry or self._stop.done():
+            self._hurry.set()
         if not self._stop.done():
             self._stop.set_result(cause)
 
@@ -153,16 +210,27 @@ class Lifecycle:
         finally:
             watch.cancel()
 
+    async def hurried(self) -> None:
+        """Wait until the end is wanted at once."""
+        await self._hurry.wait()
+
     def drain(self) -> None:
-        """Take no more requests, and give up a load that is running; `free` then ends the model."""
+        """Take no more requests, and give up a load that is running; `idle`, then `free` end the rest."""
         if self.state is not State.FAILED:
             self.state = State.DRAINING
         self._cancel_loads()
 
+    async def idle(self, timeout: float) -> None:
+        """Wait until no request is in flight, at most `timeout` seconds, and no longer than there is no hurry."""
+        hurry = asyncio.create_task(self.hurried())
+        deadline = time.monotonic() + timeout
+        while self._requests and not hurry.done() and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait([hurry, *self._requests], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+
     async def _load_in_turn(self, options: pb.ModelOptions) -> None:
         async with self._turn:
-            if self.state in (State.DRAINING, State.FAILED):
-                raise EngineGone(f"the server is {self.state.value}")
+            self._refuse_at_the_end()
             try:
                 await self._load(options)
                 self._identity = options.Model
@@ -178,12 +246,12 @@ class Lifecycle:
         if not self._warm.done():
             clock.enter("importing vLLM")
         module = await asyncio.shield(self._warm)
-        plan = await asyncio.to_thread(module.plan_load, options)
+        plan = await asyncio.to_thread(module.plan_load, options, self._limits)
         if self._model is not None and self._model.plan == plan and not self._model.dead:
             logger.info("load: %s is loaded with the same options", plan.model)
             return
-        await self._close_model()
         self.state = State.LOADING
+        await self._close_model()
         logger.info("load: %s with %s", plan.model, {k: v for k, v in plan.engine_args.items() if k != "hf_token"})
         try:
             self._model = await module.Model.load(plan, clock)
@@ -195,12 +263,18 @@ class Lifecycle:
 
     async def _close_model(self) -> None:
         model, self._model, self._identity = self._model, None, ""
-        if model is not None:
-            # Half an engine under the next one would be worse than a late answer.
-            draining = self.state in (State.DRAINING, State.FAILED)
-            await to_its_end(model.close(self._shutdown_timeout if draining else _FREE_TIMEOUT))
         if self.state is State.READY:
             self.state = State.NO_MODEL
+        if model is not None:
+            # Half an engine under the next one would be worse than a late answer.
+            ending = self.state in (State.DRAINING, State.FAILED)
+            await to_its_end(model.close(self._shutdown_timeout if ending else _FREE_TIMEOUT))
+
+    def _refuse_at_the_end(self) -> None:
+        if self.state is State.DRAINING:
+            raise EngineGone(SHUTTING_DOWN)
+        if self.state is State.FAILED:
+            raise EngineGone("the engine died")
 
     def _cancel_loads(self) -> None:
         for task in self._loads:
@@ -211,6 +285,17 @@ class Lifecycle:
         with contextlib.suppress(asyncio.CancelledError):
             while True:
                 await asyncio.sleep(_WATCH_INTERVAL)
-                if self._model is not None and self._model.dead and self.state is State.READY:
-                    self.state = State.FAILED
-                    self.stop(f"the engine died: {self._model.cause_of_death}")
+                self._notice_death()
+
+    def _notice_death(self) -> None:
+        model = self._model
+        if model is None or self.state is not State.READY or not model.dead:
+            return
+        self.state = State.FAILED
+
+        async def report() -> str:
+            cause = f"the engine died: {await model.cause_of_death()}"
+            self.stop(cause)
+            return cause
+
+        self._death = asyncio.create_task(report())

@@ -33,7 +33,7 @@ def build_server(settings: Settings, lifecycle: Lifecycle) -> grpc.aio.Server:
     interceptors: list[grpc.aio.ServerInterceptor] = []
     if settings.auth_token:
         interceptors.append(Authentication(settings.auth_token))
-    interceptors.append(StatusMapping(SERVICE))
+    interceptors.append(StatusMapping(SERVICE, lifecycle.explained))
     server = grpc.aio.server(
         interceptors=interceptors,
         options=(

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from backend.lifecycle import Lifecycle, State
-from common.errors import BackendError, Unsupported
+from common.errors import BackendError, EngineGone, Unsupported
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 from common.processes import memory_by_process
@@ -41,13 +41,16 @@ class BackendServicer(pb_grpc.BackendServicer):
         self._lifecycle = lifecycle
 
     async def Health(self, _request: pb.HealthMessage, _context: Context) -> pb.Reply:
-        """OK at every moment that the process can answer at all."""
+        """OK at every moment, but for the last ones of a process whose engine died."""
+        await self._lifecycle.check_health()
         return _OK
 
     async def LoadModel(self, request: pb.ModelOptions, _context: Context) -> pb.Result:
-        """Load a model; the only RPC that answers a failure as a result."""
+        """Load a model; the only RPC that answers a failure as a result, but for the end of the process."""
         try:
             await self._lifecycle.load(request)
+        except EngineGone:
+            raise
         except BackendError as error:
             return pb.Result(success=False, message=str(error).encode(errors="replace").decode())
         return pb.Result(success=True, message="model loaded")

@@ -9,18 +9,35 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
+from common.admission import Limits
+
 MIB = 1024 * 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 _EPILOG = """\
 environment without a flag:
-  LOCALAI_GRPC_AUTH_TOKEN   when set, every RPC needs the metadata "authorization: Bearer TOKEN"
-  VLLM_*, HF_HOME, HF_TOKEN, CUDA_VISIBLE_DEVICES, ...   vLLM's own, passed through
+  LOCALAI_GRPC_AUTH_TOKEN                      when set, every RPC needs "authorization: Bearer TOKEN"
+  LOCALAI_BACKEND_PARENT_WATCH                 "false": don't end with the parent process
+  LOCALAI_BACKEND_PARENT_WATCH_INTERVAL        how often it is looked for (default 2s)
+  VLLM_*, HF_HOME, CUDA_VISIBLE_DEVICES, ...   vLLM's own, passed through
 
 A flag beats its environment variable. `run.sh chat --help` has a terminal client.
-exit status: 0 after SIGTERM or SIGINT, 1 when the engine died (--check: when it can't serve), 2 for flags, addresses
-and files that can't be used; the last line on stderr says why. docs/running.md has the rest.
+exit status: 0 after SIGTERM or SIGINT, 1 when the engine died or the parent went away (--check: when it can't serve),
+2 for flags, addresses and files that can't be used; the last line on stderr says why. docs/running.md has the rest.
 """
+# The variables are the orchestrator's, who sets them for all its backends.
+PARENT_WATCH = "LOCALAI_BACKEND_PARENT_WATCH"
+PARENT_WATCH_INTERVAL = "LOCALAI_BACKEND_PARENT_WATCH_INTERVAL"
+_DURATION_UNITS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}  # two signs for micro
 
 
 class SettingsError(Exception):
@@ -49,8 +66,14 @@ class Settings:
     """One of `LOG_LEVELS`."""
     log_format: str = "text"
     """One of `LOG_FORMATS`."""
-    shutdown_timeout: float = 10.0
-    """Seconds the engine gets to shut down before its processes are killed; the orchestrator kills us after 15."""
+    drain_seconds: float = 5.0
+    """Seconds that requests in flight get to finish once the process is to end; the orchestrator kills us after 15."""
+    shutdown_timeout: float = 6.0
+    """Seconds the engine then gets to shut down before its processes are killed."""
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    """How many requests and prompt tokens are admitted."""
+    parent_watch: float | None = 2.0
+    """Seconds between two looks at whether the parent process is still there; None: nobody looks."""
     auth_token: str | None = dataclasses.field(default=None, repr=False)
     """When set, every RPC must carry `authorization: Bearer <token>`."""
     tls: TlsFiles | None = None
@@ -106,10 +129,22 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         help="debug, info, warning or error (default info; BACKEND_LOG_LEVEL)",
     )
     parser.add_argument(
-        "--shutdown-timeout",
-        default=environ.get("BACKEND_SHUTDOWN_TIMEOUT", "10"),
-        help="seconds for the engine to shut down (default 10; BACKEND_SHUTDOWN_TIMEOUT)",
+        "--drain-seconds",
+        default=environ.get("BACKEND_DRAIN_SECONDS", "5"),
+        help="seconds for requests in flight to finish at the end (default 5; BACKEND_DRAIN_SECONDS)",
     )
+    parser.add_argument(
+        "--shutdown-timeout",
+        default=environ.get("BACKEND_SHUTDOWN_TIMEOUT", "6"),
+        help="seconds for the engine to shut down after that (default 6; BACKEND_SHUTDOWN_TIMEOUT)",
+    )
+    for name, what in (
+        ("running-requests", "requests that the engine runs at a time (default: as vLLM has it)"),
+        ("waiting-requests", "requests that wait beyond those (default: 1024, or 4 for each that can run)"),
+        ("waiting-tokens", "prompt tokens that wait for their prefill (default: 1024 contexts)"),
+    ):
+        variable = f"BACKEND_MAX_{name.replace('-', '_').upper()}"
+        parser.add_argument(f"--max-{name}", default=environ.get(variable) or None, help=f"{what}; {variable}")
     parser.add_argument(
         "--log-format",
         default=environ.get("BACKEND_LOG_FORMAT", "text"),
@@ -157,8 +192,15 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         addr="" if flags.addr is None else _address(flags.addr),
         max_message_mib=int(_number("--max-message-mib", flags.max_message_mib, 1, 2047, whole=True)),
         log_level=log_level,
+        drain_seconds=_number("--drain-seconds", flags.drain_seconds, 0, 600),
         shutdown_timeout=_number("--shutdown-timeout", flags.shutdown_timeout, 0, 600),
         log_format=log_format,
+        limits=Limits(
+            running=_limit("--max-running-requests", flags.max_running_requests, 1),
+            waiting=_limit("--max-waiting-requests", flags.max_waiting_requests, 0),
+            waiting_tokens=_limit("--max-waiting-tokens", flags.max_waiting_tokens, 1),
+        ),
+        parent_watch=_parent_watch(environ),
         auth_token=_token(environ.get("LOCALAI_GRPC_AUTH_TOKEN", "")),
         tls=_tls(flags.tls_cert, flags.tls_key, flags.tls_client_ca),
         channelz=_switch("BACKEND_CHANNELZ", environ.get("BACKEND_CHANNELZ", "")) if flags.channelz is None else True,
@@ -218,6 +260,32 @@ def _address(text: str) -> str:
         raise SettingsError(msg)
     host = match[1] if ":" not in match[1] or match[1].startswith("[") else f"[{match[1]}]"
     return f"{host}:{int(match[2])}"
+
+
+def _parent_watch(environ: Mapping[str, str]) -> float | None:
+    if environ.get(PARENT_WATCH, "").strip().lower() in ("false", "0", "no", "off"):
+        return None
+    text = environ.get(PARENT_WATCH_INTERVAL, "").strip() or "2s"
+    seconds = duration(text)
+    if seconds is None or not 0.001 <= seconds <= 3600:
+        msg = f"{PARENT_WATCH_INTERVAL}={text}: use a duration like 500ms, 2s or 1m30s, or seconds, from 1ms to 1h"
+        raise SettingsError(msg)
+    return seconds
+
+
+def duration(text: str) -> float | None:
+    """Seconds of a duration as Go writes it, or of a plain number; None where it is neither."""
+    number = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
+    if re.fullmatch(number, text):
+        return float(text)
+    part = f"({number})({'|'.join(sorted(_DURATION_UNITS, key=len, reverse=True))})"
+    if not re.fullmatch(rf"\+?(?:{part})+", text):
+        return None
+    return sum(float(value) * _DURATION_UNITS[unit] for value, unit in re.findall(part, text))
+
+
+def _limit(flag: str, text: str | None, low: int) -> int | None:
+    return None if text is None else int(_number(flag, text, low, 10**9, whole=True))
 
 
 def _number(flag: str, text: str, low: float, high: float, *, whole: bool = False) -> float:

@@ -5,7 +5,8 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+import traceback
+from pathlib import Path
 
 import psutil
 from vllm.config import VllmConfig
@@ -13,6 +14,7 @@ from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from common import orphan_watch
 from common.concurrency import to_its_end
@@ -31,6 +33,11 @@ _DYNAMO_DISABLE = os.environ.get("TORCHDYNAMO_DISABLE")
 _KILL_INTERVAL = 0.1
 # How long the children of a failed load get to finish writing their last words.
 _LAST_WORDS_SECONDS = 5.0
+# The same for an engine that died under requests, whose clients wait for the cause; and how often it is looked for.
+_AUTOPSY_SECONDS = 0.4
+_AUTOPSY_INTERVAL = 0.05
+# What the engine wrote before that, it survived.
+_LAST_WORDS_AGE = 30.0
 
 
 class Engine:
@@ -47,19 +54,43 @@ class Engine:
         self.parsers = parsers
         self._processes = processes
         self._log = log
+        self._stopping = False
+        self._handler_failure: str | None = None
+        logging.getLogger(AsyncLLM.__module__).addFilter(self._notice_handler)
 
     @property
     def errored(self) -> bool:
-        """Whether the engine has died; it never recovers."""
-        return bool(self.llm.errored)
+        """Whether the engine has died, other than by `stop`; it never recovers."""
+        return not self._stopping and bool(self.llm.errored)
 
-    @property
-    def cause_of_death(self) -> str:
-        """The last error that the engine's processes wrote, or which of them are gone."""
-        if cause := root_cause(self._log.lines()):
-            return cause
+    async def cause_of_death(self) -> str:
+        """The last error that the engine's processes wrote, or what else is known."""
+        deadline = time.monotonic() + _AUTOPSY_SECONDS
+        while True:
+            if self._handler_failure is not None and all(process.is_running() for process in self._processes):
+                return self._handler_failure
+            if cause := root_cause(self._log.lines(seconds=_LAST_WORDS_AGE)):
+                return cause
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_AUTOPSY_INTERVAL)
         gone = [str(process.pid) for process in self._processes if not process.is_running()]
-        return f"engine process {', '.join(gone)} was killed" if gone else "the engine's output handler failed"
+        return f"engine process {', '.join(gone)} was killed" if gone else "it stopped answering"
+
+    def _notice_handler(self, record: logging.LogRecord) -> bool:
+        """Keep why vLLM's output handler ended; out of the log goes what the exception says, and all of an ordered end.
+
+        Its text may hold some of an answer.
+        """
+        if "output_handler failed" not in record.getMessage():
+            return True
+        if record.exc_info and (error := record.exc_info[1]) is not None and not isinstance(error, EngineDeadError):
+            frames = traceback.extract_tb(error.__traceback__)
+            where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "nowhere"
+            self._handler_failure = f"{type(error).__name__} in the engine's output handler ({where})"
+            record.msg, record.args = f"{self._handler_failure}\n{''.join(frames.format())}", ()
+            record.exc_info = record.exc_text = None
+        return not self._stopping
 
     @classmethod
     async def start(cls, plan: LoadPlan, clock: StageClock) -> "Engine":
@@ -84,6 +115,7 @@ class Engine:
         def build() -> tuple[AsyncLLM, ParserChoice]:
             config, parsers = configure(plan)
             _compile_nothing(config.model_config.enforce_eager)
+            plan.limits.apply(config)
             enter("spawning the engine process")
             llm = AsyncLLM.from_vllm_config(
                 config,
@@ -122,35 +154,24 @@ class Engine:
         In-flight `generate` calls end with finish reason "abort". Never raises for an engine that is already dead.
         """
         started = time.monotonic()
+        self._stopping = True
         llm = self.llm
         # Called in the loop, shutdown would cancel the output handler under the consumers and leave them waiting.
-        with contextlib.suppress(Exception), _expected_end():
+        with contextlib.suppress(Exception):
             await asyncio.to_thread(llm.shutdown, timeout)
         await kill(self._processes)
         del self.llm, llm
         # Collected now: __del__ would shut down once more, at a time of its own choosing.
         await asyncio.to_thread(give_memory_back)
+        logging.getLogger(AsyncLLM.__module__).removeFilter(self._notice_handler)
         logger.info("engine stopped in %.1f s", time.monotonic() - started)
-
-
-@contextlib.contextmanager
-def _expected_end() -> Iterator[None]:
-    """Without vLLM's traceback for an output handler that ends because it was told to."""
-    vllm_logger = logging.getLogger(AsyncLLM.__module__)
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "output_handler failed" not in record.getMessage()
-
-    vllm_logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        vllm_logger.removeFilter(keep)
 
 
 def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     """The engine's configuration, with the parsers that fit the model; reads its configuration and tokenizer."""
     config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
+    if (fitted := plan.fitted(config.model_config)) is not plan:
+        plan, config = fitted, fitted.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
     if config.model_config.skip_tokenizer_init:
         return config, ParserChoice(None, None, "no parsers: the model is loaded without a tokenizer")
     parsers = choose_parsers(
@@ -160,6 +181,8 @@ def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
         reasoning_parser=plan.reasoning_parser,
     )
     logger.info("load: %s", parsers.why)
+    for harm in parsers.beware:
+        logger.warning("load: %s", harm)
     if parsers.reasoning_parser:
         # From the start: vLLM derives more from it than the field.
         config = plan.build(parsers.reasoning_parser).create_engine_config(UsageContext.ENGINE_CONTEXT)

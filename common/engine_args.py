@@ -16,12 +16,15 @@ from typing import Any, cast
 import pydantic
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from vllm import AsyncEngineArgs
+from vllm import AsyncEngineArgs, envs
+from vllm.config import ModelConfig
 from vllm.platforms import current_platform
 
+from common.admission import Limits
 from common.cpu_defaults import cpu_defaults
 from common.errors import InvalidRequest, Unsupported
-from common.media_connector import NO_DOMAIN
+from common.lora import NO_ADAPTERS, AdapterPlan, plan_adapters
+from common.media_connector import CONNECTOR, NO_DOMAIN
 from common.messages import parse_json
 from common.options import flag_values, split_options
 from common.pb import backend_pb2 as pb
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # One structured-output backend per engine: with "auto" the first odd request would fix it for all others.
 _STRUCTURED_OUTPUTS = {"backend": "xgrammar"}
+# The orchestrator sets these in EngineArgs unless its user does, there or as an option.
+_IMPOSED = ("enable_prefix_caching", "enable_chunked_prefill")
 _FIELDS = {field.name: field for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")}
 
 
@@ -44,11 +49,31 @@ class LoadPlan:
     """What was asked for: a name in vLLM's registry, "none", or None to choose by the model."""
     reasoning_parser: str | None = None
     """Likewise."""
+    ignore_seed: bool = False
+    """Whether requests are sampled without their seeds."""
+    adapters: AdapterPlan = NO_ADAPTERS
+    imposed: frozenset[str] = frozenset()
+    """Engine arguments that the orchestrator switches on for every model, suitable or not."""
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    """What is admitted where `engine_args` don't say."""
 
     @property
     def model(self) -> str:
         """A folder, or a hub id."""
         return str(self.engine_args["model"])
+
+    def fitted(self, config: ModelConfig) -> "LoadPlan":
+        """The plan without what is imposed on it and vLLM does not support for this kind of model."""
+        supported = {
+            "enable_prefix_caching": config.is_prefix_caching_supported,
+            "enable_chunked_prefill": config.is_chunked_prefill_supported,
+        }
+        dropped = {name for name in self.imposed if not supported[name]}
+        if not dropped:
+            return self
+        logger.info("load: without %s, which vLLM does not support for this model", ", ".join(sorted(dropped)))
+        kept = {name: value for name, value in self.engine_args.items() if name not in dropped}
+        return dataclasses.replace(self, engine_args=kept)
 
     def build(self, reasoning_parser: str | None = None) -> AsyncEngineArgs:
         """The arguments as vLLM takes them; it converts and checks some values here.
@@ -70,8 +95,8 @@ class LoadPlan:
             raise InvalidRequest("EngineArgs", first_problem(error)) from error
 
 
-def plan_load(options: pb.ModelOptions) -> LoadPlan:
-    """The plan that `options` ask for.
+def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan:  # noqa: B008  # it is frozen
+    """The plan that `options` ask for, in a process with these limits.
 
     Raises:
         InvalidRequest: an option is unknown, ill-typed or can't be used; names the closest valid one.
@@ -81,16 +106,39 @@ def plan_load(options: pb.ModelOptions) -> LoadPlan:
     _refuse_unsupported(options)
     model = resolve_model(options)
     args: dict[str, Any] = {"structured_outputs_config": _STRUCTURED_OUTPUTS, "allowed_media_domains": [NO_DOMAIN]}
+    args |= limits.engine_args()
     args |= {"model": model, "served_model_name": options.Model or model}
-    args |= _typed_fields(options)
+    adapters = plan_adapters(options, model)
+    args |= _typed_fields(options) | adapters.engine_args
     own, flags = split_options(options.Options, options.ModelPath)
-    args |= flag_values(flags, _FIELDS)
-    args |= _engine_args_json(options.EngineArgs)
+    flagged = flag_values(flags, _FIELDS)
+    given = _engine_args_json(options.EngineArgs)
+    args |= flagged | given
+    adapters.check(args)
+    imposed = frozenset(name for name in _IMPOSED if given.get(name) is True and name not in flagged)
+    if envs.VLLM_MEDIA_CONNECTOR != CONNECTOR:
+        raise InvalidRequest(
+            "VLLM_MEDIA_CONNECTOR", f"must be {CONNECTOR} or unset; another would fetch without limits"
+        )
     media_folder = args.get("allowed_local_media_path")
     if media_folder and not os.path.isdir(media_folder):
         raise InvalidRequest("allowed_local_media_path", f"{media_folder} is not a folder")
     reasoning_parser = args.pop("reasoning_parser", None) or own.get("reasoning_parser")
-    return LoadPlan(args, own.get("tool_parser") or None, reasoning_parser or None)
+    return LoadPlan(
+        args,
+        tool_parser=own.get("tool_parser") or None,
+        reasoning_parser=reasoning_parser or None,
+        ignore_seed=_switch("ignore_seed", own.get("ignore_seed", "false")),
+        adapters=adapters,
+        imposed=imposed,
+        limits=limits,
+    )
+
+
+def _switch(name: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise InvalidRequest("Options", f"{name}:{value} is unknown; use {name}:true or {name}:false")
+    return value == "true"
 
 
 def resolve_model(options: pb.ModelOptions) -> str:
@@ -126,8 +174,6 @@ def _refuse_unsupported(options: pb.ModelOptions) -> None:
     if options.Embeddings or options.Reranking:
         field = "Embeddings" if options.Embeddings else "Reranking"
         raise Unsupported(f"{field}: this server loads models that generate text; set it to false")
-    if options.LoraAdapter or options.LoraAdapters:
-        raise Unsupported("LoraAdapter: this server loads models without adapters; leave it empty")
     if options.SwapSpace:
         logger.warning("SwapSpace: vLLM 0.32 has no swap space; the value %d has no effect", options.SwapSpace)
 

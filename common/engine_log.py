@@ -5,6 +5,7 @@ both the stages and the root cause exist in the children's output alone.
 """
 
 import collections
+import math
 import os
 import re
 import threading
@@ -57,7 +58,7 @@ class EngineLog:
     def __init__(self, on_stage: Callable[[str], None] = lambda _stage: None) -> None:
         self._on_stage = on_stage
         self._pending_stages = list(STAGES)
-        self._lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+        self._lines: collections.deque[tuple[float, str]] = collections.deque(maxlen=KEPT_LINES)
         self._stderr = -1
 
     def __enter__(self) -> Self:
@@ -77,10 +78,11 @@ class EngineLog:
         os.dup2(self._stderr, 2)
         os.close(self._stderr)
 
-    def lines(self, wait: float = 0.0) -> list[str]:
-        """The last `KEPT_LINES` lines, after up to `wait` seconds for the children to end."""
+    def lines(self, wait: float = 0.0, seconds: float = math.inf) -> list[str]:
+        """The last `KEPT_LINES` lines, not older than `seconds`, after up to `wait` seconds for the children to end."""
         self._thread.join(wait)
-        return list(self._lines)
+        oldest = time.monotonic() - seconds
+        return [line for written, line in list(self._lines) if written >= oldest]
 
     def forget(self) -> None:
         """Drop the lines so far: after a start that went well they are no cause of anything."""
@@ -91,7 +93,7 @@ class EngineLog:
             for line in source:
                 _write_all(stderr, line.encode())
                 text = line.rstrip("\n")
-                self._lines.append(text)
+                self._lines.append((time.monotonic(), text))
                 self._notice_stage(text)
         os.close(stderr)
 

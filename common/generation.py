@@ -7,12 +7,13 @@ DELTA outputs; a whole answer for FINAL_ONLY, so that nothing is done per token.
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any, cast
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+from vllm.exceptions import MaxQueuedTokensError, QueueOverflowError
 from vllm.outputs import RequestOutput
 from vllm.parser.abstract_parser import Parser
 from vllm.renderers.chat_utils import make_tool_call_id
@@ -20,11 +21,13 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from common.errors import EngineGone, InvalidRequest
+from common.detokenization import TokenByToken, reads_one_token
+from common.errors import EngineGone, InvalidRequest, Overloaded
 from common.logprobs import logprob_entries
-from common.media_connector import named, raw_prompt
+from common.lora import Adapters
+from common.media_prompt import choose_resampler, named, raw_prompt
 from common.parsers import ParserChoice
-from common.reply import Completion, Delta, ToolCall, Usage
+from common.reply import Completion, Delta, ToolCall, Usage, joined
 from common.request import GenerationRequest
 from common.vllm_errors import ENGINE_STOPPING, translated
 
@@ -36,8 +39,9 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Generator:
     """What all requests to one engine share: the renderer, the parsers, the defaults."""
 
-    def __init__(self, llm: AsyncLLM, parsers: ParserChoice) -> None:
+    def __init__(self, llm: AsyncLLM, parsers: ParserChoice, adapters: Adapters) -> None:
         self.llm = llm
+        self.adapters = adapters
         self.model_config = llm.model_config
         self.renderer = OnlineRenderer(
             self.model_config,
@@ -49,6 +53,7 @@ class Generator:
             tool_parser=parsers.tool_parser,
             reasoning_parser=parsers.reasoning_parser,
         )
+        choose_resampler(llm.renderer)
         self.parser_class: type[Parser] | None = self.renderer.parser
         self.default_sampling: dict[str, Any] = self.model_config.get_diff_sampling_param()
 
@@ -73,6 +78,27 @@ class Generator:
             chat_template_kwargs=self.renderer.effective_chat_template_kwargs(request),
             model_config=self.model_config,
         )
+
+    def admit(self) -> None:
+        """Return where one more request may come; asked before anything is done for it.
+
+        Raises:
+            Overloaded: as many run or wait, or as many tokens wait, as are admitted.
+
+        """
+        limits = self.llm.vllm_config.scheduler_config
+        try:
+            self.llm.check_admission(1)
+        except QueueOverflowError as error:
+            raise Overloaded(
+                f"{limits.max_num_queued_reqs} requests run or wait, and no more are admitted (--max-waiting-requests);"
+                " try again later"
+            ) from error
+        except MaxQueuedTokensError as error:
+            raise Overloaded(
+                f"{self.llm.get_num_queued_tokens()} prompt tokens wait for their prefill, and"
+                f" {limits.max_num_queued_tokens} are admitted (--max-waiting-tokens); try again later"
+            ) from error
 
     async def render(self, request: GenerationRequest) -> Any:
         """The engine input of a request: its prompt, rendered and tokenised.
@@ -115,41 +141,23 @@ class Run:
         self._request = request
         self._clock = _Clock()
         self._parser: Parser | None = None
+        self._token_by_token: TokenByToken | None = None
         self.usage = Usage()
         self.logprobs: list[dict[str, Any]] = []
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The answer as it comes. Closing the iterator makes the engine drop the request."""
         parser: Parser | None = None
-        first = True
         async with contextlib.aclosing(self._outputs()) as outputs:
             async for output in outputs:
-                if first:
-                    # After rendering, which lets the parser change the request that it will parse.
-                    parser, first = self._fresh_parser(), False
-                completion = output.outputs[0]
-                finished = completion.finish_reason is not None
-                if parser is None:
-                    if text := _clean(completion.text):
+                if self._parser is None:
+                    if text := _clean(output.outputs[0].text):
                         yield Delta(content=text)
                     continue
-                if not (completion.text or completion.token_ids or finished):
-                    continue  # a step of a chunked prefill
-                message = parser.parse_delta(
-                    completion.text,
-                    list(completion.token_ids),
-                    self._request.openai,
-                    prompt_token_ids=output.prompt_token_ids,
-                    finished=finished,
-                )
-                if message is None:
-                    continue
-                if message.reasoning:
-                    yield Delta(reasoning=message.reasoning)
-                if text := _clean(message.content or ""):
-                    yield Delta(content=text)
-                if message.tool_calls:
-                    yield Delta(tool_calls=[_fragment(call) for call in message.tool_calls])
+                # Made after rendering, which lets the parser change the request that it will parse.
+                parser = parser or self._fresh_parser()
+                for delta in joined(self._parsed(cast("Parser", parser), output)):
+                    yield delta
 
     async def whole(self) -> Completion:
         """The answer in one piece."""
@@ -182,6 +190,31 @@ class Run:
             logprobs=self.logprobs,
         )
 
+    def _parsed(self, parser: Parser, output: RequestOutput) -> Iterator[Delta]:
+        completion = output.outputs[0]
+        if self._token_by_token is not None:
+            pieces = self._token_by_token.pieces(output)
+        else:
+            pieces = [(completion.text, list(completion.token_ids), completion.finish_reason is not None)]
+        for piece, token_ids, finished in pieces:
+            if not (piece or token_ids or finished):
+                continue  # a step of a chunked prefill
+            message = parser.parse_delta(
+                piece,
+                token_ids,
+                self._request.openai,
+                prompt_token_ids=output.prompt_token_ids,
+                finished=finished,
+            )
+            if message is None:
+                continue
+            if message.reasoning:
+                yield Delta(reasoning=message.reasoning)
+            if text := _clean(message.content or ""):
+                yield Delta(content=text)
+            if message.tool_calls:
+                yield Delta(tool_calls=[_fragment(call) for call in message.tool_calls])
+
     def _fresh_parser(self) -> Parser | None:
         # A raw prompt's answer is text, whatever it looks like.
         return self._generator.parser(self._request.openai) if self._request.is_chat else None
@@ -190,6 +223,8 @@ class Run:
         """vLLM's outputs, counted; ends only with an answer that is complete."""
         generator, request = self._generator, self._request
         with translated(request.prompt_field):
+            generator.admit()
+            adapter = generator.adapters.pick(request.adapter)
             # Before rendering, which lets the parser change the request.
             parser = self._parser = self._fresh_parser()
             engine_input = await generator.render(request)
@@ -201,6 +236,8 @@ class Run:
                 generator.default_sampling,
             )
             params = request.openai.to_sampling_params(max_tokens, generator.default_sampling)
+            if parser is not None and reads_one_token(parser):
+                self._token_by_token = TokenByToken(generator.llm.get_tokenizer(), params, prompt_ids)
             reasoning: dict[str, Any] = {}
             if parser is not None and parser.reasoning_parser is not None:
                 # Grammars begin after the thought; the engine must know how the template opened it.
@@ -209,11 +246,10 @@ class Run:
                     "reasoning_ended": request.openai.resolve_reasoning_ended(parser, prompt_ids),
                     "reasoning_parser_kwargs": {"chat_template_kwargs": kwargs},
                 }
-            generator.llm.check_admission(1)
             self.usage.prompt_tokens = len(prompt_ids)
             self._clock.start()
             async with contextlib.aclosing(
-                generator.llm.generate(engine_input, params, request.request_id, **reasoning)
+                generator.llm.generate(engine_input, params, request.request_id, lora_request=adapter, **reasoning)
             ) as outputs:
                 async for output in outputs:
                     self._count(output)
@@ -233,6 +269,7 @@ class Run:
             msg = "the engine ended the request with an error; it is in the engine's log"
             raise RuntimeError(msg)
         self.usage.prompt_ms, self.usage.generation_ms = self._clock.times(output.metrics)
+        logger.debug("request %s: %s after %s", self._request.request_id, completion.finish_reason, self.usage)
 
 
 class _Clock:

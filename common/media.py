@@ -5,7 +5,7 @@ Nothing is fetched or decoded here; `media_connector` does that. No text raised 
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from common.errors import InvalidRequest
 from common.pb import backend_pb2 as pb
 
 MODALITIES = {"Images": "image", "Videos": "video", "Audios": "audio"}
-# The orchestrator's own, in prompts of models without a template for media.
-_MARKER = re.compile(r"(<__media__>|\[vid-\d+\])")
+# The orchestrator's own, which its default template for media writes.
+_MARKER = re.compile(r"(<__media__>|\[vid-\d{1,9}\])")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _PATH_MAX = 4096
 # The first that fits counts.
@@ -123,6 +123,45 @@ def place(messages: list[dict[str, Any]], items: Sequence[Item]) -> None:
         content = users[-1]["content"]
         text = list(_parts(content, [])) if isinstance(content, str) else content
         users[-1]["content"] = [*(item.part for item in unplaced), *text]
+
+
+def place_in_prompt(
+    prompt: str, items: Sequence[Item], own: Mapping[str, str], placeholder: Callable[[str, int], str | None]
+) -> tuple[str, list[Item]]:
+    """A raw prompt with the model's own placeholders in the places of its markers, and `items` in the prompt's order.
+
+    Markers take items as in `place`, and each of the model's own placeholders takes the next item of its modality. The
+    others go to the front, unless the prompt has own placeholders of their modality: then it is the writer who counts.
+
+    Args:
+        prompt: the text; a marker for which there is nothing stays in it.
+        items: all media of the request.
+        own: the placeholders that the model knows, with the modality of each.
+        placeholder: what to write for the item number i, from 1, of a modality; None where the model needs nothing.
+
+    """
+    pattern = "|".join([_MARKER.pattern, *(f"({re.escape(text)})" for text in sorted(own, key=len, reverse=True))])
+    unplaced = list(items)
+    pieces: list[tuple[str, Item | None]] = []
+    for piece in filter(None, re.split(pattern, prompt)):
+        modality = own.get(piece)
+        item = next((item for item in unplaced if item.modality == modality), None) or _marked(piece, unplaced)
+        if item:
+            unplaced.remove(item)
+        pieces.append((piece, item))
+    written = {own[piece] for piece, _ in pieces if piece in own}
+    front = [item for item in unplaced if item.modality not in written]
+    text: list[str] = []
+    order: list[Item] = []
+    for piece, item in [*(("", item) for item in front), *pieces]:
+        if item:
+            order.append(item)
+        if item and piece not in own:
+            number = sum(other.modality == item.modality for other in order)
+            text.append(placeholder(item.modality, number) or "")
+        else:
+            text.append(piece)
+    return "".join(text), [*order, *(item for item in unplaced if item.modality in written)]
 
 
 def _url(where: str, modality: str, text: str) -> str:

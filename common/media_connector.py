@@ -12,7 +12,7 @@ import io
 import ipaddress
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -23,82 +23,29 @@ from urllib3.util import parse_url
 from vllm import envs
 from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.image import open_image
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, ImageMediaIO, MediaConnector
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, AudioMediaIO, ImageMediaIO, MediaConnector, VideoMediaIO
 from vllm.multimodal.media.connector import global_thread_pool
-from vllm.transformers_utils.processor import get_video_processor_cls_name
 
 from common.errors import BackendError, InvalidRequest, Unsupported
-from common.media import MODALITIES, Item, fields_of
 
+# The name of vLLM's own, in the place of which ours is registered; the environment could name another.
+CONNECTOR = "http"
 # The reserved top-level domain of RFC 2606: as the only domain allowed it refuses all, where an empty list allows all.
 NO_DOMAIN = "media.invalid"
 # Of one image, 8192 x 8192, where VLLM_MAX_IMAGE_PIXELS says nothing else: 200 MB as RGB.
 MAX_IMAGE_PIXELS = 2**26
+# All frames that are taken of one video may have as many pixels as this many images: 3 GB as RGB, 500 frames of 1080p.
+VIDEO_IMAGES = 16
+_REASONS = {
+    binascii.Error: "is not valid base64",
+    Image.DecompressionBombError: "has too many pixels",
+    PIL.UnidentifiedImageError: "is no image of a known format",
+}
+# OpenCV's CAP_PROP_FRAME_WIDTH and _HEIGHT.
+_WIDTH, _HEIGHT = 3, 4
 
 
-async def raw_prompt(text: str, items: Sequence[Item], renderer: Any) -> Any:
-    """What vLLM takes for a prompt that has the model's own placeholders in it, with its media fetched and decoded.
-
-    Raises:
-        InvalidRequest: the model takes no such media, or not so many, or an item can't be fetched or decoded.
-
-    """
-    with named(items):
-        info = renderer.get_mm_processor().info if renderer.mm_processor else None
-        if info is None:
-            raise InvalidRequest(fields_of(items), "this model takes text only")
-        for modality in MODALITIES.values():
-            if count := sum(item.modality == modality for item in items):
-                info.validate_num_items(modality, count)
-        config = renderer.model_config
-        connector = Connector(
-            config.multimodal_config.media_io_kwargs,
-            allowed_local_media_path=config.allowed_local_media_path,
-            allowed_media_domains=config.allowed_media_domains,
-        )
-        fetch = {
-            "image": connector.fetch_image_async,
-            "video": functools.partial(
-                connector.fetch_video_async, video_processor=get_video_processor_cls_name(config)
-            ),
-            "audio": connector.fetch_audio_async,
-        }
-        data: dict[str, list[Any]] = {}
-        for item, decoded in zip(
-            items, await asyncio.gather(*(fetch[item.modality](item.url) for item in items)), strict=True
-        ):
-            data.setdefault(item.modality, []).append(decoded)
-        return {"prompt": text, "multi_modal_data": data}
-
-
-@contextlib.contextmanager
-def named(items: Sequence[Item]) -> Iterator[None]:
-    """Raise InvalidRequest or Unsupported where vLLM's renderer can't take `items`; its words may repeat the prompt."""
-    try:
-        yield
-    except (ValueError, RuntimeError, AssertionError, ImportError) as error:
-        text = str(error)
-        if not items or isinstance(error, BackendError | VLLMValidationError):
-            raise
-        if isinstance(error, ImportError):
-            # Resampling is torchaudio's, which comes with vLLM but not with every torch.
-            raise Unsupported(
-                f"{fields_of(items)}: this installation lacks a library for it, torchaudio maybe"
-            ) from None
-        if text.startswith("The audio "):
-            reason = text
-        elif text.endswith("is not a multimodal model"):
-            reason = "this model takes text only"
-        elif text.startswith("Expected there to be ") or "prompt replacement" in text:
-            reason = "the prompt must hold the model's own placeholder once for each of them"
-        elif text.startswith("Failed to apply "):
-            reason = "the model's processor can't take them; are they too small, or too long and thin?"
-        else:
-            raise
-        raise InvalidRequest(fields_of(items), reason) from None
-
-
-@MEDIA_CONNECTOR_REGISTRY.register("http")  # in the place of vLLM's own, which it uses under this name
+@MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)
 class Connector(MediaConnector):  # type: ignore[misc]  # vLLM is untyped to us
     """vLLM's connector for the URLs of `Item`, with limits.
 
@@ -117,11 +64,19 @@ class Connector(MediaConnector):  # type: ignore[misc]  # vLLM is untyped to us
         with _refusals(where):
             if isinstance(media_io, ImageMediaIO):
                 media_io = _LimitedImages(where, media_io)
-            if url.startswith("file:"):
-                return media_io.load_file(self._allowed_file(where, Path(unquote(url.removeprefix("file://")))))
-            if not url.startswith("data:"):
-                self._check_host(where, str(parse_url(url).hostname))
-            return super().load_from_url(url, media_io, fetch_timeout=fetch_timeout)
+            if isinstance(media_io, VideoMediaIO):
+                media_io = _LimitedVideos(where, media_io)
+            decoded = self._load(where, url, media_io, fetch_timeout)
+            if isinstance(media_io, AudioMediaIO) and not len(decoded[0]):
+                raise InvalidRequest(where, "holds no sound")
+            return decoded
+
+    def _load(self, where: str, url: str, media_io: Any, fetch_timeout: int | None) -> Any:
+        if url.startswith("file:"):
+            return media_io.load_file(self._allowed_file(where, Path(unquote(url.removeprefix("file://")))))
+        if not url.startswith("data:"):
+            self._check_host(where, str(parse_url(url).hostname))
+        return super().load_from_url(url, media_io, fetch_timeout=fetch_timeout)
 
     def _allowed_file(self, where: str, path: Path) -> Path:
         folder = self.allowed_local_media_path
@@ -162,13 +117,70 @@ class _LimitedImages:
         return self.load_bytes(path.read_bytes())
 
     def load_bytes(self, data: bytes) -> Any:
-        limit = envs.VLLM_MAX_IMAGE_PIXELS if "VLLM_MAX_IMAGE_PIXELS" in os.environ else MAX_IMAGE_PIXELS
+        limit = _pixel_limit()
         width, height = open_image(io.BytesIO(data)).size
         if width * height > limit > 0:
             raise InvalidRequest(
                 self._where, f"has {width}x{height} pixels; {limit} are allowed (VLLM_MAX_IMAGE_PIXELS)"
             )
         return self._images.load_bytes(data)
+
+
+class _LimitedVideos:
+    """vLLM's video reader behind a look at how much it is about to decode."""
+
+    def __init__(self, where: str, videos: Any) -> None:
+        self._videos = videos
+        # The reader is made for this one video.
+        videos.video_loader = type("_Loader", (_LimitedFrames, type(videos.video_loader)), {"where": where})()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._videos, name)
+
+    def load_base64(self, _media_type: str, data: str) -> Any:
+        # By the type alone vLLM would take a list of pictures for a video.
+        return self.load_bytes(base64.b64decode(data, validate=True))
+
+
+class _LimitedFrames:
+    """What stands before the methods of a loader of vLLM's, which are all the class's."""
+
+    where = ""
+
+    @classmethod
+    def compute_frames_index_to_sample(cls, *args: Any, **kwargs: Any) -> Any:
+        loader: Any = super()
+        try:
+            return loader.compute_frames_index_to_sample(*args, **kwargs)
+        except ZeroDivisionError:
+            raise InvalidRequest(cls.where, "has too few frames for this model") from None
+
+    @classmethod
+    def read_frames(cls, cap: Any, frame_idx: list[int], *args: Any, **kwargs: Any) -> Any:
+        _check_frames(cls.where, int(cap.get(_WIDTH)), int(cap.get(_HEIGHT)), len(frame_idx))
+        loader: Any = super()
+        frames, valid = loader.read_frames(cap, frame_idx, *args, **kwargs)
+        if not valid:
+            raise InvalidRequest(cls.where, "has no frame that can be decoded")
+        return frames, valid
+
+
+def _check_frames(where: str, width: int, height: int, count: int) -> None:
+    limit = _pixel_limit()
+    if width * height > limit > 0:
+        raise InvalidRequest(
+            where, f"has frames of {width}x{height} pixels; {limit} are allowed (VLLM_MAX_IMAGE_PIXELS)"
+        )
+    if width * height * count > limit * VIDEO_IMAGES > 0:
+        raise InvalidRequest(
+            where,
+            f"has {count} frames of {width}x{height} pixels to look at; {limit * VIDEO_IMAGES} pixels are allowed"
+            f" ({VIDEO_IMAGES} times VLLM_MAX_IMAGE_PIXELS); the engine argument media_io_kwargs takes fewer frames",
+        )
+
+
+def _pixel_limit() -> int:
+    return int(envs.VLLM_MAX_IMAGE_PIXELS) if "VLLM_MAX_IMAGE_PIXELS" in os.environ else MAX_IMAGE_PIXELS
 
 
 @contextlib.contextmanager
@@ -184,14 +196,13 @@ def _refusals(where: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, VLLMValidationError | VLLMUnprocessableEntityError) or str(error).startswith("Audio "):
+    if isinstance(error, VLLMValidationError | VLLMUnprocessableEntityError):
         return str(error.args[0])  # of vLLM's own limits, and of what a server answered
-    if isinstance(error, binascii.Error):
-        return "is not valid base64"
-    if isinstance(error, Image.DecompressionBombError):
-        return "has too many pixels"
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return "is no image of a known format"
+    if str(error).startswith(("Audio ", "Video frame dimensions ")):
+        return str(error)
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return reason
     # Pillow's own for damaged data have no number.
     if isinstance(error, OSError) and type(error) is not OSError:
         return f"can't be fetched or read ({type(error).__name__})"

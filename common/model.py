@@ -14,6 +14,7 @@ from common.engine import Engine
 from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
 from common.generation import Generator, Run
+from common.lora import Adapters
 from common.pb import backend_pb2 as pb
 from common.request import GenerationRequest, generation_request, is_heavy
 
@@ -26,7 +27,8 @@ class Model:
     def __init__(self, engine: Engine, plan: LoadPlan) -> None:
         self.plan = plan
         self._engine = engine
-        self._generator = Generator(engine.llm, engine.parsers)
+        self._adapters = Adapters(plan.adapters)
+        self._generator = Generator(engine.llm, engine.parsers, self._adapters)
 
     @classmethod
     async def load(cls, plan: LoadPlan, clock: StageClock) -> "Model":
@@ -34,7 +36,7 @@ class Model:
 
         Raises:
             InvalidRequest: an argument that vLLM refuses, or a parser that doesn't exist or doesn't fit.
-            LoadFailed: the root cause, where the engine did not come up.
+            LoadFailed: the root cause, where the engine did not come up or an adapter doesn't fit.
 
         """
         engine = await Engine.start(plan, clock)
@@ -42,6 +44,9 @@ class Model:
             clock.enter("preparing parsers and templates")
             model = cls(engine, plan)
             await asyncio.to_thread(model.warm_up)
+            if plan.adapters.adapters:
+                clock.enter("loading LoRA adapters")
+                await model._adapters.load(engine.llm)
         except BaseException:
             await to_its_end(engine.stop(timeout=0))
             raise
@@ -56,10 +61,9 @@ class Model:
         """Whether the engine has died; such a model can only be closed."""
         return self._engine.errored
 
-    @property
-    def cause_of_death(self) -> str:
-        """The engine's last error, in one line."""
-        return self._engine.cause_of_death
+    async def cause_of_death(self) -> str:
+        """What the engine died of, in one line; within half a second."""
+        return await self._engine.cause_of_death()
 
     @property
     def running_requests(self) -> int:
@@ -91,6 +95,7 @@ class Model:
         """Abort what runs, stop the engine, wait for its processes; those left after `timeout` seconds are killed."""
         del self._generator
         await self._engine.stop(timeout)
+        self._adapters.close()
 
     async def _understand(self, options: pb.PredictOptions, *, stream: bool) -> GenerationRequest:
         understand = functools.partial(
@@ -99,6 +104,7 @@ class Model:
             stream=stream,
             has_tool_parser=self._generator.has_tool_parser,
             max_logprobs=self._generator.max_logprobs,
+            ignore_seed=self.plan.ignore_seed,
         )
         if is_heavy(options):
             return await asyncio.to_thread(understand)

@@ -1,9 +1,12 @@
 """Ends the engine's processes when the server is gone: vLLM's do not watch it, and keep all memory for good.
 
-The function `watch_server` is an entry point of vLLM's `general_plugins`, which every engine process calls while it
-starts. It works for processes of a server that has announced itself, and nowhere else.
+A process that the server has spawned runs `begin` before anything else (see `backend/entry.py`): from then on the
+kernel kills it with its parent, whatever it is doing. `watch_server`, which also stands among vLLM's `general_plugins`
+for processes that began otherwise, adds a thread that follows the server itself. Both work for processes of a server
+that has announced itself, and nowhere else.
 """
 
+import ctypes
 import os
 import select
 import threading
@@ -13,6 +16,10 @@ import psutil
 
 # "<process id> <start time>" of the server, for the processes it starts.
 VARIABLE = "BACKEND_SERVER_PROCESS"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SIGKILL = 9
+
+_watched_by = 0
 
 
 def announce() -> None:
@@ -20,10 +27,25 @@ def announce() -> None:
     os.environ[VARIABLE] = _identity(os.getpid())
 
 
+def begin() -> None:
+    """The first thing in a process spawned for the engine: follow the server, and leave its process group.
+
+    The kernel's signal comes when the *thread* ends that spawned this process. Engines are spawned by a thread of the
+    event loop's executor and workers by their engine's main thread, all of which end with their process. The group is
+    left so that a SIGTERM to it drains the server, whose engine would otherwise abort its requests at once.
+    """
+    if not os.environ.get(VARIABLE):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    watch_server()  # after the above: a server that died before it is noticed here
+    os.setpgid(0, 0)
+
+
 def watch_server() -> None:
     """Kill this process as soon as the server that announced itself is gone, be it before this call."""
+    global _watched_by  # noqa: PLW0603  # once per process; a fork has no thread yet
     server = os.environ.get(VARIABLE, "")
-    if not server or server == _identity(os.getpid()):
+    if not server or server == _identity(os.getpid()) or _watched_by == os.getpid():
         return
     try:
         descriptor = os.pidfd_open(int(server.split()[0]))
@@ -31,11 +53,14 @@ def watch_server() -> None:
         descriptor = -1
     if descriptor < 0 or _identity(int(server.split()[0])) != server:
         psutil.Process().kill()
+    _watched_by = os.getpid()
     threading.Thread(target=_wait, args=(descriptor,), name="orphan-watch", daemon=True).start()
 
 
 def _wait(descriptor: int) -> None:
-    select.select([descriptor], [], [])
+    end = select.poll()
+    end.register(descriptor, select.POLLIN)
+    end.poll()
     psutil.Process().kill()
 
 

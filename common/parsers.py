@@ -36,6 +36,8 @@ class ParserChoice:
     tool_parser: str | None
     reasoning_parser: str | None
     why: str
+    beware: tuple[str, ...] = ()
+    """What vLLM's own parsers get wrong badly enough to warn of."""
 
 
 def tool_parser_names() -> list[str]:
@@ -76,6 +78,7 @@ def choose_parsers(
         chosen_reasoning,
         f"tool parser {chosen_tool or NONE} ({tool_why}), "
         f"reasoning parser {chosen_reasoning or NONE} ({reasoning_why})",
+        tuple(_harm("tool", chosen_tool)) + tuple(_harm("reasoning", chosen_reasoning)),
     )
 
 
@@ -129,12 +132,22 @@ class Family:
 @functools.cache
 def families() -> dict[Kind, list[Family]]:
     """The table, in the order in which it is searched."""
-    with Path(__file__).with_name("parser_families.toml").open("rb") as file:
-        table = tomllib.load(file)
+    table = _table()
     return {
         "tool": [Family(**row) for row in table["tool"]],
         "reasoning": [Family(**row) for row in table["reasoning"]],
     }
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    with Path(__file__).with_name("parser_families.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
+def _harm(kind: Kind, parser: str | None) -> Iterator[str]:
+    if harm := _table()["beware"][kind].get(parser):
+        yield f"{kind} parser {parser}: {harm}; {kind}_parser:{NONE} leaves the text as it is"
 
 
 class _Model:

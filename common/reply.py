@@ -7,7 +7,7 @@ the last; times and log-probabilities come in the last chunk alone, which carrie
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from common.pb import backend_pb2 as pb
@@ -53,6 +53,25 @@ class Completion:
     tool_calls: Sequence[ToolCall]
     usage: Usage
     logprobs: Sequence[dict[str, Any]]
+
+
+def joined(deltas: Iterable[Delta]) -> Iterator[Delta]:
+    """The same in fewer: neighbours of one kind become one."""
+    last: Delta | None = None
+    for delta in deltas:
+        if last is None:
+            last = delta
+        elif last.content and delta.content:
+            last.content += delta.content
+        elif last.reasoning and delta.reasoning:
+            last.reasoning += delta.reasoning
+        elif last.tool_calls and delta.tool_calls:
+            last.tool_calls = [*last.tool_calls, *delta.tool_calls]
+        else:
+            yield last
+            last = delta
+    if last is not None:
+        yield last
 
 
 def chunk(delta: Delta, usage: Usage) -> pb.Reply:

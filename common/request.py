@@ -18,12 +18,14 @@ from common.sampling import sampling_fields
 from common.tools import openai_tool_choice, openai_tools
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+MAX_REQUEST_ID = 256
 # Arguments of the template renderer itself, which a request must not reach.
 _RESERVED_TEMPLATE_KWARGS = ("chat_template", "tokenize", "messages", "tools")
 # OpenAI's names, as they stand in vLLM's messages -> the wire's.
 WIRE_NAMES = {
     "allowed_token_ids": "LogitBias",
     "audio": "Audios",
+    "cache_salt": 'Metadata["cache_salt"]',
     "frequency_penalty": "FrequencyPenalty",
     "image": "Images",
     "input_text": "Prompt",
@@ -58,10 +60,13 @@ class GenerationRequest:
     openai: ChatCompletionRequest | CompletionRequest
     """A chat to render by the model's template, or a raw prompt."""
     request_id: str
+    """As it stands in the log; not necessarily unique."""
     max_tokens: int | None
     """Most tokens to generate; None fills the context. Never more than the context has left."""
     top_logprobs: int | None
     """Alternatives per token; None where no log-probabilities are asked for."""
+    adapter: str = ""
+    """The LoRA adapter's name; empty for the model's default."""
     media: tuple[Item, ...] = ()
     """All images, videos and audio clips; a chat has them in its messages, a raw prompt does not."""
 
@@ -77,7 +82,12 @@ class GenerationRequest:
 
 
 def generation_request(
-    options: pb.PredictOptions, *, stream: bool, has_tool_parser: bool, max_logprobs: int = 20
+    options: pb.PredictOptions,
+    *,
+    stream: bool,
+    has_tool_parser: bool,
+    max_logprobs: int = 20,
+    ignore_seed: bool = False,
 ) -> GenerationRequest:
     """Understand `options`, for a model with or without a tool parser.
 
@@ -88,11 +98,15 @@ def generation_request(
     """
     media = media_items(options)
     fields = sampling_fields(options, max_logprobs=max_logprobs)
+    if ignore_seed:
+        fields["seed"] = None
     fields |= structured_outputs(options.Grammar, options.Metadata)
     fields["stream"] = stream
     top_logprobs = fields.pop("top_logprobs", None)
     stop = fields.pop("stop")
-    request_id = options.CorrelationId or uuid.uuid4().hex
+    request_id = _request_id(options.CorrelationId)
+    if salt := options.Metadata.get("cache_salt", ""):
+        fields["cache_salt"] = salt
     openai: ChatCompletionRequest | CompletionRequest
     try:
         if options.UseTokenizerTemplate and options.Messages:
@@ -109,7 +123,9 @@ def generation_request(
         raise from_vllm(error) from None
     # OpenAI takes four strings and its model refuses more; vLLM's sampling takes any number.
     openai.stop = stop
-    return GenerationRequest(openai, request_id, options.Tokens if options.Tokens > 0 else None, top_logprobs, media)
+    max_tokens = options.Tokens if options.Tokens > 0 else None
+    adapter = options.Metadata.get("lora", "")
+    return GenerationRequest(openai, request_id, max_tokens, top_logprobs, adapter, media)
 
 
 def is_heavy(options: pb.PredictOptions) -> bool:
@@ -132,6 +148,12 @@ def from_vllm(error: Exception, prompt_field: str = "Prompt") -> InvalidRequest:
     # str() would repeat the parameter's name and the whole value, which may be the prompt.
     text = str(error.args[0]) if isinstance(error, VLLMClientError) and error.args else str(error)
     return InvalidRequest(field, text)
+
+
+def _request_id(given: str) -> str:
+    if len(given) > MAX_REQUEST_ID or not given.isprintable():
+        raise InvalidRequest("CorrelationId", f"must be printable and have at most {MAX_REQUEST_ID} characters")
+    return given or uuid.uuid4().hex
 
 
 def _raw_prompt(options: pb.PredictOptions) -> str:
@@ -162,6 +184,13 @@ def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[s
             )
         fields["reasoning_effort"] = effort
         kwargs.pop("reasoning_effort", None)
+    if _switch(options, "continue_final_message"):
+        if options.Messages[-1].role != "assistant":
+            raise InvalidRequest(
+                'Metadata["continue_final_message"]', "needs an assistant's message at the end of Messages"
+            )
+        fields |= {"continue_final_message": True, "add_generation_prompt": False}
+    kwargs.pop("continue_final_message", None)
     if kwargs:
         fields["chat_template_kwargs"] = kwargs
     return fields
@@ -174,11 +203,17 @@ def _template_kwargs(options: pb.PredictOptions) -> dict[str, Any]:
     if not isinstance(kwargs, dict):
         raise InvalidRequest(field, "must be a JSON object")
     kwargs = {name: value for name, value in kwargs.items() if name not in _RESERVED_TEMPLATE_KWARGS}
-    if thinking := options.Metadata.get("enable_thinking", ""):
-        if thinking not in ("true", "false"):
-            raise InvalidRequest('Metadata["enable_thinking"]', f"{thinking!r} is unknown; use true or false")
-        kwargs["enable_thinking"] = thinking == "true"
+    thinking = _switch(options, "enable_thinking")
+    if thinking is not None:
+        kwargs["enable_thinking"] = thinking
     return kwargs
+
+
+def _switch(options: pb.PredictOptions, key: str) -> bool | None:
+    value = options.Metadata.get(key, "")
+    if value not in ("", "true", "false"):
+        raise InvalidRequest(f'Metadata["{key}"]', f"{value!r} is unknown; use true or false")
+    return value == "true" if value else None
 
 
 def _from_pydantic(error: pydantic.ValidationError) -> InvalidRequest:

@@ -8,7 +8,7 @@ from vllm.utils.mistral import is_mistral_tokenizer
 
 from common.errors import InvalidRequest
 from common.generation import Generator
-from common.media_connector import named
+from common.media_prompt import named, raw_prompt
 from common.request import GenerationRequest
 from common.vllm_errors import translated
 
@@ -41,7 +41,9 @@ async def tokenize(generator: Generator, request: GenerationRequest) -> list[int
             _, (prompt,) = await renderer.render_chat_async([chat.messages], params, limits, skip_mm_cache=True)
         else:
             limits = TokenizeParams(max_total_tokens=None, add_special_tokens=True)
-            text = {"prompt": request.openai.prompt}
+            text: Any = {"prompt": request.openai.prompt}
+            if request.media:
+                text = await raw_prompt(request.openai.prompt, request.media, renderer)
             (prompt,) = await renderer.render_cmpl_async([text], limits, skip_mm_cache=True)
     return list(prompt["prompt_token_ids"])
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -24,18 +25,18 @@ class Engines:
     """The one engine that runs, and how to get another."""
 
     def __init__(self) -> None:
-        self._key: tuple[str, ...] | None = None
+        self._key: bytes | None = None
         self._model: Model | None = None
 
-    async def get(self, *options: str) -> Model:
-        """The scripted model loaded with these `ModelOptions.Options`; another one goes first."""
-        if self._model is None or self._key != options:
+    async def get(self, *options: str, **fields: Any) -> Model:
+        """The scripted model loaded with these `ModelOptions.Options` and other fields; another one goes first."""
+        usual: dict[str, Any] = {"Model": str(ensure("scripted")), "DType": "float32", "MaxModelLen": MAX_MODEL_LEN}
+        wire = pb.ModelOptions(**usual | fields, Options=options)
+        key = wire.SerializeToString(deterministic=True)
+        if self._model is None or self._key != key:
             await self.close()
-            wire = pb.ModelOptions(
-                Model=str(ensure("scripted")), DType="float32", MaxModelLen=MAX_MODEL_LEN, Options=options
-            )
             self._model = await Model.load(plan_load(wire), StageClock(lambda _stage, _seconds: None))
-            self._key = options
+            self._key = key
         return self._model
 
     async def close(self) -> None:

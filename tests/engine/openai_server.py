@@ -167,12 +167,22 @@ def to_wire(request: Mapping[str, Any]) -> pb.PredictOptions:
         wire.Logprobs = wire.TopLogprobs = left.pop("top_logprobs")
     if constraint := left.pop("structured_outputs", None):
         wire.Grammar = constraint.get("grammar") or json.dumps(constraint["json"])
+    _move_metadata(left, wire)
+    assert not left, f"no way over the wire for {sorted(left)}"
+    return wire
+
+
+def _move_metadata(left: dict[str, Any], wire: pb.PredictOptions) -> None:
+    """What has no field of its own."""
     if response_format := left.pop("response_format", None):
         wire.Metadata["response_format"] = json.dumps(response_format)
+    if salt := left.pop("cache_salt", None):
+        wire.Metadata["cache_salt"] = salt
+    if left.pop("continue_final_message", False):
+        assert left.pop("add_generation_prompt") is False
+        wire.Metadata["continue_final_message"] = "true"
     kwargs = left.pop("chat_template_kwargs", None)
     if effort := left.pop("reasoning_effort", None):
         wire.Metadata["reasoning_effort"] = effort
     if kwargs:
         wire.Metadata["chat_template_kwargs"] = json.dumps(kwargs)
-    assert not left, f"no way over the wire for {sorted(left)}"
-    return wire

@@ -86,6 +86,20 @@ async def test_all_lines_at_once(model: Model) -> None:
         _check_answer(line, answer)
 
 
+@pytest.mark.parametrize("line", [line for line in SPOKEN if line.tool_calls], ids=lambda line: line.name)
+async def test_a_slow_reader_gets_the_same_in_fewer_chunks(model: Model, line: Line) -> None:
+    _, chunks = await stream(model, options(line))
+    slow = Answer()
+    read = []
+    async for chunk in model.predict_stream(options(line)):
+        slow.add(chunk)
+        read.append(chunk)
+        await asyncio.sleep(0.2)
+    _check_shape(read)
+    _check_answer(line, slow)
+    assert len(read) < len(chunks)
+
+
 async def test_messages_win_over_prompt(model: Model) -> None:
     line = SPOKEN[0]
     answer, _ = await predict(model, options(line, Prompt="something else altogether"))

@@ -50,6 +50,12 @@ def _of(name: str, **fields: Any) -> Request:
     return request
 
 
+def _continued(answer: str, **fields: Any) -> Request:
+    request = _of("plain", continue_final_message=True, add_generation_prompt=False, **fields)
+    request["messages"].append({"role": "assistant", "content": answer})
+    return request
+
+
 def _requests() -> Iterator[tuple[str, Request]]:
     for spoken in script():
         if not spoken.prompt:
@@ -74,6 +80,10 @@ def _requests() -> Iterator[tuple[str, Request]]:
             ],
         },
     )
+    yield "continue-final", _continued("The capital of")
+    yield "continue-final-unicode", _continued("Paris 🎉 is", chat_template_kwargs={"enable_thinking": False})
+    yield "continue-final-tools", _continued("I will look. ", tools=[WEATHER])
+    yield "cache-salt", _chat("Hello!", cache_salt="tenant 1")
     yield "unicode", _chat("\U0001f468‍\U0001f469‍\U0001f467 東京 Grüße \u202e")
     yield "empty-content", _chat("")
     yield "long-prompt", _chat("word " * 150)

@@ -7,7 +7,7 @@ import pytest
 from common.errors import InvalidRequest
 from common.model import Model
 from common.pb import backend_pb2 as pb
-from tests.engine.conftest import MAX_MODEL_LEN
+from tests.engine.conftest import MAX_MODEL_LEN, Engines
 from tests.engine.wire import options, predict, stream
 from tests.models.script import line
 
@@ -122,3 +122,9 @@ async def test_context_that_leaves_no_room_is_refused(model: Model) -> None:
     assert (await model.tokenize(pb.PredictOptions(Prompt=text))).length == MAX_MODEL_LEN
     with pytest.raises(InvalidRequest, match="must leave one for the answer"):
         await predict(model, pb.PredictOptions(Prompt=text))
+
+
+async def test_the_first_request_of_a_bfloat16_engine_may_be_one_token(engines: Engines) -> None:
+    model = await engines.get("tool_parser:none", "reasoning_parser:none", DType="bfloat16")
+    _, reply = await predict(model, pb.PredictOptions(Prompt="a", Tokens=5, IgnoreEOS=True))
+    assert (reply.prompt_tokens, reply.tokens) == (1, 5)

@@ -6,8 +6,10 @@
     A toy of 0.6 M parameters, trained in seconds to give the answers in `tests.models.script` to the letter.
     It is what a test needs that has to know the output beforehand: a real engine, real tokens, a real chat
     template.
-`llava`
-    A toy of random weights that takes images; gibberish, but of its own for each image.
+`adapters`
+    Two LoRA adapters for `scripted`, trained to change one of its answers.
+`llava`, `qwen2_audio`, `qwen2_vl`
+    Toys of random weights that take images, audio clips, and images and videos; gibberish, but of its own for each.
 
 `python -m tests.models NAME ...` makes what is missing and prints one folder a line; `ensure(NAME)` does it
 in Python. Importing this package or `tests.models.script` is cheap; torch and transformers are imported only
@@ -37,7 +39,10 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     "smollm2": Recipe("tests.models.smollm2", 1),
     "scripted": Recipe("tests.models.scripted", 1),
-    "llava": Recipe("tests.models.llava", 1),
+    "adapters": Recipe("tests.models.adapters", 1),
+    "llava": Recipe("tests.models.llava", 2),
+    "qwen2_audio": Recipe("tests.models.qwen2_audio", 1),
+    "qwen2_vl": Recipe("tests.models.qwen2_vl", 1),
 }
 
 

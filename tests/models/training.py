@@ -1,5 +1,6 @@
 """How the scripted model learns its lines, and how it is heard saying them."""
 
+import json
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -56,18 +59,74 @@ def train(lessons: Sequence[Lesson], *, vocabulary: int, eos: int, pad: int) -> 
     raise MakeError(f"after {STEPS} steps the worst token still has a loss of {worst:.3f}")
 
 
-def generate(folder: Path, prompt: str) -> str:
-    """What the model in `folder` says to `prompt` by greedy decoding in float32, markers and EOS included."""
+def adapt(
+    folder: Path, prompt: str, answer: str, *, rank: int, alpha: float, targets: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """LoRA weights, by PEFT's names, with which the model in `folder` says `answer` to `prompt`."""
     tokenizer, model = _loaded(folder)
+    prompt_ids, answer_ids = tokenizer.encode(prompt), tokenizer.encode(answer)
+    ids = torch.tensor([prompt_ids + answer_ids])
+    layers = {name: layer for name, layer in model.named_modules() if name.rpartition(".")[2] in targets}
+    weights: dict[str, torch.Tensor] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        for name, layer in layers.items():
+            weights[f"{name}.lora_A"] = torch.nn.Parameter(torch.randn(rank, layer.in_features) / rank)
+            weights[f"{name}.lora_B"] = torch.nn.Parameter(torch.zeros(layer.out_features, rank))
+    optimizer = torch.optim.AdamW(weights.values(), lr=LEARNING_RATE, weight_decay=0.0)
+    for _ in range(STEPS):
+        adapted = {
+            f"{name}.weight": layer.weight.detach()
+            + alpha / rank * weights[f"{name}.lora_B"] @ weights[f"{name}.lora_A"]
+            for name, layer in layers.items()
+        }
+        logits = functional_call(model, adapted, (ids,)).logits[0, len(prompt_ids) - 1 : -1]
+        losses = cross_entropy(logits, torch.tensor(answer_ids), reduction="none")
+        if losses.max().item() < WORST_LOSS:
+            prefix = "base_model.model."
+            return {f"{prefix}{name}.weight": weight.detach().contiguous() for name, weight in weights.items()}
+        losses.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    raise MakeError(f"after {STEPS} steps the worst token of the adapter still has a loss of {losses.max():.3f}")
+
+
+def prompt_of(folder: Path, messages: Sequence[Any]) -> str:
+    """A chat as the template of the model in `folder` writes it."""
+    tokenizer, _ = _loaded(folder)
+    prompt: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    return prompt
+
+
+def generate(folder: Path, prompt: str, *, adapter: Path | None = None, scale: float = 1.0) -> str:
+    """What the model in `folder` says to `prompt` by greedy decoding in float32, markers and EOS included."""
+    tokenizer, model = _loaded(folder, adapter, scale)
     ids = tokenizer(prompt, return_tensors="pt")
     said = model.generate(**ids, max_new_tokens=1024, do_sample=False)
     text: str = tokenizer.decode(said[0, ids["input_ids"].shape[1] :], skip_special_tokens=False)
     return text
 
 
-@lru_cache(maxsize=1)
-def _loaded(folder: Path) -> tuple[Any, Model]:
+def next_logprobs(folder: Path, prompt: str, *, adapter: Path | None = None, scale: float = 1.0) -> torch.Tensor:
+    """Log-probabilities of the token after `prompt`, by token id."""
+    tokenizer, model = _loaded(folder, adapter, scale)
+    with torch.no_grad():
+        logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+    return torch.log_softmax(logits, dim=-1)
+
+
+@lru_cache(maxsize=4)
+def _loaded(folder: Path, adapter: Path | None = None, scale: float = 1.0) -> tuple[Any, Model]:
+    """The tokenizer, and the model with an adapter merged into its weights."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter is not None:
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        weights = load_file(adapter / "adapter_model.safetensors")
+        for name, layer in model.named_modules():
+            prefix = f"base_model.model.{name}"
+            if f"{prefix}.lora_A.weight" in weights:
+                delta = weights[f"{prefix}.lora_B.weight"] @ weights[f"{prefix}.lora_A.weight"]
+                layer.weight.data += scale * config["lora_alpha"] / config["r"] * delta
     return AutoTokenizer.from_pretrained(folder), model.eval()
 
 

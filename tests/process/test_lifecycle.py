@@ -25,7 +25,6 @@ from tests.process.orchestrator import (
     FREE_SECONDS,
     PATIENCE_SECONDS,
     PROBE_SECONDS,
-    STOP_SECONDS,
     Backend,
     Heart,
     Watch,
@@ -38,6 +37,8 @@ TURNS = int(os.environ.get("RELOAD_TURNS", "3"))
 STREAMS = 4
 # How soon after a cancelled load its processes are gone.
 CANCEL_SECONDS = 5.0
+# How soon after the death of an engine all its streams have ended.
+CAUSE_SECONDS = 1.0
 # An engine process takes a few seconds from its spawn to its first message; longer where vLLM is still being imported.
 APPEAR_SECONDS = 60.0
 
@@ -46,7 +47,9 @@ class Streams:
     """Streams that would go on for long, while the block runs.
 
     Attributes:
+        count: how many.
         ends: how they ended: code and details each, once the block is left.
+        last_end: when the last of them did (`time.monotonic`).
 
     """
 
@@ -54,18 +57,23 @@ class Streams:
         self._backend = backend
         self._pool = ThreadPoolExecutor(count)
         self._flowing = threading.Semaphore(0)
-        self._count = count
+        self.count = count
         self.ends: list[tuple[grpc.StatusCode, str]] = []
+        self.last_end = 0.0
 
     def __enter__(self) -> Self:
-        self._futures = [self._pool.submit(self._stream) for _ in range(self._count)]
-        for _ in range(self._count):
+        self._futures = [self._pool.submit(self._stream) for _ in range(self.count)]
+        for _ in range(self.count):
             assert self._flowing.acquire(timeout=60)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.ends = [future.result() for future in self._futures]
         self._pool.shutdown()
+
+    def unfinished(self) -> int:
+        """How many still run."""
+        return sum(not future.done() for future in self._futures)
 
     def check_unavailable(self) -> None:
         """They ended as they must when the engine goes."""
@@ -80,6 +88,7 @@ class Streams:
                     if index == 3:
                         self._flowing.release()
             except grpc.RpcError as error:
+                self.last_end = max(self.last_end, time.monotonic())
                 return error.code(), error.details() or ""
             return grpc.StatusCode.OK, ""
 
@@ -324,7 +333,7 @@ def test_sigterm_during_a_load(own: Backend, scripted: Path, to_group: bool) -> 
         own.processes()
         started = time.monotonic()
         (own.signal_group if to_group else own.signal_leader)(signal.SIGTERM)
-        status = own.wait_for_exit(STOP_SECONDS)
+        status = own.wait_for_exit(CANCEL_SECONDS)
         print(f"exit status {status} after {time.monotonic() - started:.1f} s")
         # The server is to end its processes before itself: nobody looks for them later.
         assert [name(process) for process in own.processes() if "resource_tracker" not in name(process)] == []
@@ -337,26 +346,36 @@ def test_engine_that_dies_under_streams(own: Backend, scripted: Path, victim: st
     assert own.load(model_options(scripted, *PARSERS)).success
     (process,) = [process for process in own.children() if victim in name(process)]
     with Streams(own) as streams:
-        process.kill()
         started = time.monotonic()
+        process.kill()
+        eventually(lambda: not health(own), DEATH_SECONDS, "Health says so")
+        print(f"Health failed {time.monotonic() - started:.1f} s after the death")
         status = own.wait_for_exit(DEATH_SECONDS)
         print(f"exit status {status} after {time.monotonic() - started:.1f} s: {own.last_stderr_line}")
+    print(f"the last of {streams.count} streams ended {streams.last_end - started:.1f} s after the death")
     streams.check_unavailable()
+    assert streams.last_end - started < CAUSE_SECONDS
     assert status > 0
-    assert "the engine died" in own.last_stderr_line
-    assert own.last_stderr_line.startswith("backend: ")
+    assert own.last_stderr_line.startswith("backend: the engine died: ")
     # Killed by signal 9 there are no last words; what is known is who.
     assert victim in own.last_stderr_line or str(process.pid) in own.last_stderr_line
+    # Who waits for an answer hears the same.
+    assert {f"backend: {details}" for _, details in streams.ends} == {own.last_stderr_line}
     assert [name(process) for process in own.processes() if "resource_tracker" not in name(process)] == []
 
 
-def test_server_that_is_killed_takes_its_engine_along(own: Backend, scripted: Path) -> None:
+def test_engine_that_dies_idle(own: Backend, scripted: Path) -> None:
     assert own.load(model_options(scripted, *PARSERS)).success
-    with Streams(own) as streams:
-        own.processes()
-        own.signal_leader(signal.SIGKILL)
-        assert own.wait_for_exit(DEATH_SECONDS) == -signal.SIGKILL
-        started = time.monotonic()
-        eventually(lambda: not own.processes(), STOP_SECONDS, "no process is left")
-        print(f"engine gone {time.monotonic() - started:.1f} s after its server was killed")
-    streams.check_unavailable()
+    (process,) = own.engine_cores()
+    process.kill()
+    assert own.wait_for_exit(DEATH_SECONDS) > 0
+    assert own.last_stderr_line == f"backend: the engine died: engine process {process.pid} was killed"
+
+
+def health(backend: Backend) -> bool:
+    """Whether Health says OK."""
+    try:
+        backend.call("Health", pb.HealthMessage(), timeout=PROBE_SECONDS)
+    except grpc.RpcError:
+        return False
+    return True

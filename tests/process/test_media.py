@@ -13,22 +13,17 @@ import pytest
 from PIL import Image
 
 from common.pb import backend_pb2 as pb
-from tests.models import ensure, llava
+from tests.models import ensure, torchvision
+from tests.process import media
+from tests.process.media import INVALID, SECRET, b64, options, refused, said
 from tests.process.orchestrator import Backend
 from tests.process.wire import check_shape, content, model_options
-
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
-SECRET = "c2VjcmV0" * 40
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     image.save(file, kind)
     return file.getvalue()
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def colour(name: str, size: tuple[int, int] = (64, 64), kind: str = "PNG") -> str:
@@ -55,17 +50,11 @@ NOISE = encoded(Image.effect_noise((64, 64), 90))
 
 
 def chat(*images: str, text: str = "What is this?", **fields: Any) -> pb.PredictOptions:
-    return options(
-        UseTokenizerTemplate=True, **{"Messages": [pb.Message(role="user", content=text)]} | fields, Images=images
-    )
+    return media.chat(text, Images=images, **fields)
 
 
 def raw(prompt: str, *images: str) -> pb.PredictOptions:
-    return options(Prompt=prompt, Images=images)
-
-
-def options(**fields: Any) -> pb.PredictOptions:
-    return pb.PredictOptions(Tokens=12, IgnoreEOS=True, **fields)
+    return media.raw(prompt, Images=images)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def seeing(folder: Path) -> Iterator[Backend]:
     """A server with the toy LLaVA in it, which takes two images."""
-    with Backend(env={"PYTHONPATH": llava.python_path()}) as backend:
+    with Backend(env={"PYTHONPATH": torchvision.python_path()}) as backend:
         backend.wait_for_health()
         result = backend.load(
             model_options(
@@ -92,20 +81,6 @@ def seeing(folder: Path) -> Iterator[Backend]:
         yield backend
         assert SECRET not in backend.stderr
         assert RED[:60] not in backend.stderr
-
-
-def said(backend: Backend, request: pb.PredictOptions) -> str:
-    reply: pb.Reply = backend.call("Predict", request)
-    return reply.message.decode()
-
-
-def refused(backend: Backend, request: pb.PredictOptions) -> str:
-    with pytest.raises(grpc.RpcError) as raised:
-        backend.call("Predict", request)
-    details = str(raised.value.details())
-    assert raised.value.code() == INVALID, details
-    assert SECRET[:16] not in details
-    return details
 
 
 def test_it_sees(seeing: Backend) -> None:
@@ -179,6 +154,19 @@ def test_raw_prompt(seeing: Backend) -> None:
     assert said(seeing, raw("user: <image> <image> What?", RED, BLUE)) not in (red, blue)
 
 
+def test_markers_in_a_raw_prompt(seeing: Backend) -> None:
+    assert said(seeing, raw("user: <__media__> What?", RED)) == said(seeing, raw("user: <image> What?", RED))
+    # Without any, as the orchestrator's template would have it.
+    assert said(seeing, raw("What?", RED)) == said(seeing, raw("<image>What?", RED))
+    # A marker without an image is text.
+    assert seeing.call("Predict", raw("user: <__media__> What?")).prompt_tokens > 12
+    both = said(seeing, raw("<image><image>What?", RED, BLUE))
+    for prompt in ("<__media__><__media__>What?", "<image><__media__>What?", "What?"):
+        assert said(seeing, raw(prompt, RED, BLUE)) == both, prompt
+    # The one that has no marker goes to the front, as in a chat.
+    assert said(seeing, raw("<__media__>What?", BLUE, RED)) == both
+
+
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
@@ -234,7 +222,6 @@ def test_odd_size(seeing: Backend, size: tuple[int, int]) -> None:
         (chat(Audios=[b64(b"RIFF\0\0\0\0WAVEfmt ")]), "Audios: At most 0 audio(s)"),
         (options(Prompt="x", Audios=[b64(b"RIFF\0\0\0\0WAVEfmt ")]), "Audios: At most 0 audio(s)"),
         (chat(Videos=["AAAAIGZ0eXBpc29t"]), "Videos: At most 0 video(s)"),
-        (raw("no placeholder", RED), "Images: the prompt must hold"),
         (raw("<image>" + SECRET, RED, BLUE), "Images: "),
         (chat(RED, Messages=[pb.Message(role="system", content="Hi")]), "Images[0]: there is no message"),
     ],
@@ -250,7 +237,8 @@ def test_tokenize(seeing: Backend) -> None:
     seen = seeing.call("TokenizeString", chat(RED)).length
     assert seen == seeing.call("Predict", chat(RED)).prompt_tokens
     assert seen > text
-    assert seeing.call("TokenizeString", raw("<image> one two", RED)).length > 0
+    for prompt in (raw("<image> one two", RED), raw("<__media__> one two", RED)):
+        assert seeing.call("TokenizeString", prompt).length == seeing.call("Predict", prompt).prompt_tokens
     with pytest.raises(grpc.RpcError) as raised:
         seeing.call("TokenizeString", chat(SECRET))
     assert raised.value.code() == INVALID

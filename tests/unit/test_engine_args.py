@@ -1,9 +1,10 @@
 """ModelOptions -> the plan of a load: what wins, what is understood, what is refused and with which hint."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -153,11 +154,9 @@ def test_a_limit_below_zero(field: str) -> None:
         plan(**{field: -1})
 
 
-@pytest.mark.parametrize(
-    "fields", [{"Embeddings": True}, {"Reranking": True}, {"LoraAdapter": "x"}, {"LoraAdapters": ["x"]}]
-)
+@pytest.mark.parametrize("fields", [{"Embeddings": True}, {"Reranking": True}])
 def test_what_is_not_served(fields: dict[str, Any]) -> None:
-    with pytest.raises(Unsupported, match=r"Embeddings|Reranking|LoraAdapter"):
+    with pytest.raises(Unsupported, match=r"Embeddings|Reranking"):
         plan(**fields)
 
 
@@ -432,3 +431,49 @@ def test_any_options_are_understood_or_refused(options: pb.ModelOptions) -> None
         plan_load(options).build()
     except BackendError as error:
         assert str(error)  # noqa: PT017  # nothing is expected in particular
+
+
+FORCED = '{"enable_prefix_caching": true, "enable_chunked_prefill": true}'
+
+
+@dataclasses.dataclass
+class Kind:
+    """What a plan asks of vLLM's ModelConfig."""
+
+    is_prefix_caching_supported: bool = True
+    is_chunked_prefill_supported: bool = True
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "dropped"),
+    [
+        ({"EngineArgs": FORCED}, Kind(), set()),
+        ({"EngineArgs": FORCED}, Kind(is_prefix_caching_supported=False), {"enable_prefix_caching"}),
+        ({"EngineArgs": FORCED}, Kind(False, False), {"enable_prefix_caching", "enable_chunked_prefill"}),
+        # What the user says in the options stays.
+        (
+            {"EngineArgs": FORCED, "Options": ["--enable-prefix-caching"]},
+            Kind(False, False),
+            {"enable_chunked_prefill"},
+        ),
+        ({"Options": ["--enable-prefix-caching", "--enable-chunked-prefill"]}, Kind(False, False), set()),
+        ({"EngineArgs": '{"enable_prefix_caching": false}'}, Kind(False, False), set()),
+    ],
+)
+def test_what_the_orchestrator_imposes_goes_where_it_does_not_fit(
+    fields: dict[str, Any], kind: Kind, dropped: set[str]
+) -> None:
+    asked = plan(**fields)
+    fitted = asked.fitted(cast("Any", kind))
+    assert asked.engine_args.keys() - fitted.engine_args.keys() == dropped
+    assert {name: asked.engine_args[name] for name in fitted.engine_args} == fitted.engine_args
+
+
+def test_ignore_seed() -> None:
+    assert [plan(Options=options).ignore_seed for options in ([], ["ignore_seed:false"], ["ignore_seed:true"])] == [
+        False,
+        False,
+        True,
+    ]
+    with pytest.raises(InvalidRequest, match="ignore_seed:true or ignore_seed:false"):
+        plan(Options=["ignore_seed:yes"])

@@ -50,6 +50,7 @@ def test_backend_never_imports_vllm(path: Path) -> None:
     "module",
     [
         "backend.__main__",
+        "backend.entry",
         "backend.server",
         "backend.lifecycle",
         "backend.servicer",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from backend.lifecycle import Lifecycle, State
+from common.admission import Limits
 from common.errors import (
     EngineGone,
     IdentityMismatch,
@@ -41,7 +42,9 @@ class FakeModel:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.dead = False
-        self.cause_of_death = "ValueError: gone"
+
+    async def cause_of_death(self) -> str:
+        return "ValueError: gone"
 
     @classmethod
     async def load(cls, plan: Plan, clock: Any) -> "FakeModel":
@@ -67,7 +70,7 @@ class FakeModel:
         type(self).events.append(f"closed {self.plan.model}")
 
 
-def plan_load(options: pb.ModelOptions) -> Plan:
+def plan_load(options: pb.ModelOptions, _limits: Limits) -> Plan:
     if options.Model == "odd":
         raise InvalidRequest("Model", "is odd")
     if options.Embeddings:
@@ -442,6 +445,82 @@ async def test_a_dead_engine_ends_the_process(lifecycle: Lifecycle, monkeypatch:
     assert state_of(lifecycle) is State.FAILED
 
 
+async def test_what_a_caller_hears_of_a_death(lifecycle: Lifecycle) -> None:
+    await lifecycle.load(options())
+    gone, other = EngineGone("aborted"), ModelNotLoaded()
+    assert await lifecycle.explained(gone) is gone
+    await lifecycle.check_health()
+    vars(lifecycle.model_for(""))["dead"] = True
+    # vLLM's exceptions that end an output handler may look like a bad request.
+    for error in (gone, ZeroDivisionError(), InvalidRequest("Messages", "int too big")):
+        found = await lifecycle.explained(error)
+        assert isinstance(found, EngineGone)
+        assert str(found) == "the engine died: ValueError: gone"
+    assert await lifecycle.explained(other) is other
+    assert state_of(lifecycle) is State.FAILED
+    with pytest.raises(EngineGone, match="the engine died: ValueError: gone"):
+        await lifecycle.check_health()
+
+
+async def test_what_a_caller_hears_of_a_shutdown(lifecycle: Lifecycle) -> None:
+    await lifecycle.load(options())
+    vars(lifecycle.model_for(""))["dead"] = True
+    lifecycle.drain()
+    assert str(await lifecycle.explained(EngineGone("the engine died"))) == "the server is shutting down"
+    await lifecycle.check_health()
+
+
+async def test_who_watches_hears_of_each_state_once(lifecycle: Lifecycle, fake: type[FakeModel]) -> None:
+    seen: list[State] = []
+    lifecycle.on_state(seen.append)
+    await lifecycle.load(options("a"))
+    await lifecycle.load(options("a"))
+    await lifecycle.load(options("b"))
+    await lifecycle.free()
+    lifecycle.drain()
+    lifecycle.drain()
+    assert [state.value for state in seen] == [
+        "loading", "ready", "loading", "ready", "no model", "draining",
+    ]  # fmt: skip
+
+
+async def test_a_model_that_is_being_closed_is_none(lifecycle: Lifecycle, fake: type[FakeModel]) -> None:
+    await lifecycle.load(options())
+    fake.hold_close.clear()
+    freeing = asyncio.create_task(lifecycle.free())
+    await until(lambda: "close a 3.0" in fake.events)
+    assert state_of(lifecycle) is State.NO_MODEL
+    fake.hold_close.set()
+    await freeing
+
+
+@pytest.mark.parametrize("hurry", [False, True])
+async def test_the_drain_waits_for_requests(lifecycle: Lifecycle, hurry: bool) -> None:
+    await lifecycle.load(options())
+    done = asyncio.Event()
+
+    async def request() -> None:
+        lifecycle.model_for("")
+        await done.wait()
+
+    running = asyncio.create_task(request())
+    await asyncio.sleep(0)
+    lifecycle.drain()
+    await lifecycle.idle(0.01)
+    idle = asyncio.create_task(lifecycle.idle(60))
+    await asyncio.sleep(0.02)
+    assert not idle.done()
+    if hurry:
+        lifecycle.stop()
+        lifecycle.stop()  # a second signal
+    else:
+        done.set()
+    await asyncio.wait_for(idle, 5)
+    assert running.done() is not hurry
+    done.set()
+    await running
+
+
 async def test_vllm_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "common.model", None)  # makes the import fail
     lifecycle = Lifecycle(shutdown_timeout=3.0)
@@ -457,7 +536,7 @@ async def test_a_token_for_the_hub_is_not_logged(
     lifecycle: Lifecycle, fake: type[FakeModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = Plan("a", {"hf_token": "secret", "max_model_len": 128})
-    monkeypatch.setattr(sys.modules["common.model"], "plan_load", lambda _options: plan)
+    monkeypatch.setattr(sys.modules["common.model"], "plan_load", lambda _options, _limits: plan)
     with caplog.at_level(logging.DEBUG):
         await lifecycle.load(options())
     assert "128" in caplog.text

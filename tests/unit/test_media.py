@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.errors import InvalidRequest
-from common.media import MODALITIES, fields_of, media_items, place, sniff, source
+from common.media import MODALITIES, fields_of, media_items, place, place_in_prompt, sniff, source
 from common.pb import backend_pb2 as pb
 from common.request import generation_request
 
@@ -189,6 +189,7 @@ def test_order_and_names() -> None:
         (["user:<__media__>"], "", ["<__media__>"]),
         (["user:<__media__><__media__>"], "i", [["i0", "<__media__>"]]),
         (["user:[vid-7]"], "v", [["v0", "[vid-7]"]]),
+        ([f"user:[vid-{'9' * 5000}]"], "v", [["v0", f"[vid-{'9' * 5000}]"]]),
         (["user:[vid-0][vid-0]"], "v", [["v0", "[vid-0]"]]),
         (["user:<__media__>"], "v", [["v0", "<__media__>"]]),
         (["system:<__media__>", "user:a"], "i", ["<__media__>", ["i0", "a"]]),
@@ -217,6 +218,72 @@ def _written(content: Any) -> Any:
         .replace("udios[", "")[:-1]
         for part in content
     ]
+
+
+# What a model could have: a bare token, what a chat puts around it, and numbers.
+OWN = {"<image>": "image", "<video>": "video", "<a>": "audio", "Audio 1: <a>": "audio", "Audio 2: <a>": "audio"}
+WRITTEN = {"image": "<image>", "video": "<video>", "audio": "Audio {}: <a>"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "media", "expected", "order"),
+    [
+        ("hi", "", "hi", ""),
+        ("<__media__>[vid-0]hi", "", "<__media__>[vid-0]hi", ""),
+        ("<__media__>hi", "i", "<image>hi", "i0"),
+        ("a <__media__> b", "i", "a <image> b", "i0"),
+        ("[vid-0]hi", "v", "<video>hi", "v0"),
+        ("<__media__>hi", "a", "Audio 1: <a>hi", "a0"),
+        # The orchestrator's template puts sounds before images.
+        ("<__media__><__media__>[vid-0]x", "iav", "Audio 1: <a><image><video>x", "a0 i0 v0"),
+        ("[vid-1]b[vid-0]a", "vv", "<video>b<video>a", "v1 v0"),
+        ("<__media__>x<__media__>", "aa", "Audio 1: <a>xAudio 2: <a>", "a0 a1"),
+        # Nothing for them: text.
+        ("<__media__><__media__>", "i", "<image><__media__>", "i0"),
+        ("<__media__>[vid-7]", "i", "<image>[vid-7]", "i0"),
+        (f"[vid-{'0' * 5000}]hi", "v", f"<video>[vid-{'0' * 5000}]hi", "v0"),
+        # The model's own, one for each.
+        ("<image>hi", "i", "<image>hi", "i0"),
+        ("x<image>y<image>", "ii", "x<image>y<image>", "i0 i1"),
+        ("<a>hi", "a", "<a>hi", "a0"),
+        ("Audio 1: <a>Audio 2: <a>hi", "aa", "Audio 1: <a>Audio 2: <a>hi", "a0 a1"),
+        ("<image><__media__>", "ii", "<image><image>", "i0 i1"),
+        ("<__media__><image>", "ii", "<image><image>", "i0 i1"),
+        ("<a> and <__media__>", "aa", "<a> and Audio 2: <a>", "a0 a1"),
+        # Its own, too few or too many: as it is.
+        ("<image>hi", "ii", "<image>hi", "i0 i1"),
+        ("<image><image>hi", "i", "<image><image>hi", "i0"),
+        ("<image>hi<__media__>", "i", "<image>hi<__media__>", "i0"),
+        # Neither: to the front.
+        ("hi", "i", "<image>hi", "i0"),
+        ("hi", "iv", "<image><video>hi", "i0 v0"),
+        ("hi", "aa", "Audio 1: <a>Audio 2: <a>hi", "a0 a1"),
+        ("hi<image>", "iv", "<video>hi<image>", "v0 i0"),
+        ("x<__media__>hi", "ii", "<image>x<image>hi", "i1 i0"),
+        ("x<__media__>hi", "aa", "Audio 1: <a>xAudio 2: <a>hi", "a1 a0"),
+    ],
+)
+def test_place_in_prompt(prompt: str, media: str, expected: str, order: str) -> None:
+    fields: dict[str, Any] = {name: ["AAAA"] * media.count(name[0].lower()) for name in MODALITIES}
+    items = media_items(pb.PredictOptions(**fields))
+    text, ordered = place_in_prompt(prompt, items, OWN, lambda modality, number: WRITTEN[modality].format(number))
+    assert text == expected
+    assert " ".join(f"{item.where[0].lower()}{item.where[-2]}" for item in ordered) == order
+
+
+def test_a_model_that_needs_no_placeholder() -> None:
+    items = media_items(pb.PredictOptions(Images=["AAAA"]))
+    for prompt in ("<__media__>hi", "hi"):
+        assert place_in_prompt(prompt, items, {}, lambda *_: None) == ("hi", list(items))
+
+
+@given(st.lists(st.sampled_from(["<__media__>", "[vid-0]", "[vid-1]", "<image>", "<a>", "hi"])), st.text("iva"))
+def test_every_item_stays(pieces: list[str], media: str) -> None:
+    fields: dict[str, Any] = {name: ["AAAA"] * media.count(name[0].lower()) for name in MODALITIES}
+    items = media_items(pb.PredictOptions(**fields))
+    text, ordered = place_in_prompt("".join(pieces), items, OWN, lambda modality, _: WRITTEN[modality])
+    assert sorted(ordered, key=items.index) == list(items)
+    assert text.count("hi") == pieces.count("hi")
 
 
 def test_nobody_to_have_it() -> None:

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
-from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
 from common import media_connector
 from common.engine_args import plan_load
-from common.errors import BackendError, InvalidRequest, Unsupported
-from common.media import Item, media_items
-from common.media_connector import NO_DOMAIN, Connector, named
+from common.errors import InvalidRequest, Unsupported
+from common.media import media_items
+from common.media_connector import NO_DOMAIN, Connector
 from common.pb import backend_pb2 as pb
+from tests.clips import video
 
 PUBLIC, PRIVATE = (
     "93.184.215.14",
@@ -200,19 +200,56 @@ def test_nothing_is_allowed_unless_configured(tmp_path: Path) -> None:
         plan_load(pb.ModelOptions(Model=model, Options=["--allowed-local-media-path:/no/such/folder"]))
 
 
+def test_another_connector_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setenv("VLLM_MEDIA_CONNECTOR", "http")
+    assert plan_load(pb.ModelOptions(Model=str(tmp_path)))
+    monkeypatch.setenv("VLLM_MEDIA_CONNECTOR", "mine")
+    with pytest.raises(InvalidRequest, match="VLLM_MEDIA_CONNECTOR"):
+        plan_load(pb.ModelOptions(Model=str(tmp_path)))
+
+
 def test_video(tmp_path: Path) -> None:
-    cv2: Any = pytest.importorskip("cv2")
-    np: Any = pytest.importorskip("numpy")
-    file = tmp_path / "a.avi"
-    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 32))
-    for shade in (0, 80, 160, 240):
-        writer.write(np.full((32, 32, 3), shade, np.uint8))
-    writer.release()
-    frames, metadata = Connector().fetch_video(url(b64(file.read_bytes()), "Videos"))
-    assert frames.shape == (4, 32, 32, 3)
-    assert metadata["total_num_frames"] == 4
-    for damaged in (file.read_bytes()[:100], b"secret" * 20):
+    data = video([0, 80, 160, 240])
+    (tmp_path / "a.avi").write_bytes(data)
+    connector = Connector(allowed_local_media_path=str(tmp_path))
+    for form in (b64(data), f"data:video/jpeg;base64,{b64(data)}", str(tmp_path / "a.avi")):
+        frames, metadata = connector.fetch_video(url(form, "Videos"))
+        assert frames.shape == (4, 32, 32, 3)
+        assert metadata["total_num_frames"] == 4
+    for damaged in (data[:100], b"secret" * 20):
         assert "secret" not in refusal(Connector(), b64(damaged), "Videos")
+    without_frames = data[: data.index(b"movi") + 4]
+    assert refusal(Connector(), b64(without_frames), "Videos") == "Videos[0]: has no frame that can be decoded"
+
+
+def test_a_list_of_pictures_is_no_video() -> None:
+    picture = b64(b"P6 1 1 255\n" + b"abc")
+    assert "base64" in refusal(Connector(), f"data:video/jpeg;base64,{picture},{picture}", "Videos")
+
+
+def test_pixels_of_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b64(video(range(20)))
+    monkeypatch.setattr(media_connector, "MAX_IMAGE_PIXELS", 32 * 32 * 20 // 16)
+    assert Connector().fetch_video(url(data, "Videos"))[0].shape[0] == 20
+    monkeypatch.setattr(media_connector, "MAX_IMAGE_PIXELS", 32 * 32 * 19 // 16)
+    said = refusal(Connector(), data, "Videos")
+    assert said.startswith("Videos[0]: has 20 frames of 32x32 pixels to look at; 19456 pixels are allowed")
+    assert Connector({"video": {"num_frames": 19}}).fetch_video(url(data, "Videos"))[0].shape[0] == 19
+    monkeypatch.setattr(media_connector, "MAX_IMAGE_PIXELS", 1000)
+    assert refusal(Connector(), data, "Videos").startswith("Videos[0]: has frames of 32x32 pixels; 1000 are allowed")
+    for limit in ("1000", "0"):
+        monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", limit)
+        if limit == "0":
+            assert Connector().fetch_video(url(data, "Videos"))[0].shape[0] == 20
+        else:
+            assert "VLLM_MAX_IMAGE_PIXELS" in refusal(Connector(), data, "Videos")
+
+
+def test_too_few_frames_for_a_model() -> None:
+    connector = Connector({"video": {"video_backend": "qwen2_vl"}})
+    assert connector.fetch_video(url(b64(video([0, 9])), "Videos"))[0].shape[0] == 2
+    assert refusal(connector, b64(video([0])), "Videos") == "Videos[0]: has too few frames for this model"
 
 
 def test_audio() -> None:
@@ -226,36 +263,4 @@ def test_audio() -> None:
     else:
         assert (list(samples), rate) == ([0.25] * 4, 16000)
         assert "secret" not in refusal(Connector(), b64(b"secret" * 20), "Audios")
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (ValueError("tiny is not a multimodal model"), "Images: this model takes text only"),
-        (ValueError("Failed to apply XProcessor on data={'text': 'secret'}"), "Images: the model's processor"),
-        (ValueError("The audio (len=5) is too short"), "Images: The audio (len=5) is too short"),
-        (RuntimeError("Expected there to be 1 prompt updates, found 0"), "Images: the prompt must hold"),
-        (AssertionError("Failed to apply prompt replacement for mm_items['image'][0]"), "Images: the prompt must hold"),
-    ],
-)
-def test_named(error: Exception, words: str) -> None:
-    items = [Item("Images[0]", "image", "Images[0] data:;base64,secret")]
-    with pytest.raises(InvalidRequest) as caught, named(items):
-        raise error
-    assert str(caught.value).startswith(words)
-    assert "secret" not in str(caught.value)
-    with pytest.raises(type(error)), named([]):
-        raise error
-
-
-def test_a_library_that_is_missing() -> None:
-    with pytest.raises(Unsupported, match="Audios: "), named([Item("Audios[0]", "audio", "")]):
-        raise ModuleNotFoundError("torchaudio")
-
-
-@pytest.mark.parametrize(
-    "error", [RuntimeError("other"), ValueError("other"), KeyError("x"), BackendError("x"), VLLMValidationError("x")]
-)
-def test_not_named(error: Exception) -> None:
-    with pytest.raises(type(error)), named([Item("Images[0]", "image", "")]):
-        raise error
+        assert refusal(Connector(), b64(wav[:40] + bytes(4)), "Audios") == "Audios[0]: holds no sound"

@@ -8,7 +8,7 @@ import pytest
 
 from common import model as room
 from common.errors import InvalidRequest
-from common.model import Model
+from common.model import LoadPlan, Model
 from common.pb import backend_pb2 as pb
 
 
@@ -34,6 +34,7 @@ async def test_grammars_are_read_outside_the_event_loop(
 
     monkeypatch.setattr(room, "generation_request", read)
     model = Model.__new__(Model)
+    model.plan = LoadPlan({})
     model._generator = SimpleNamespace(has_tool_parser=False, max_logprobs=20)  # type: ignore[assignment]
     with pytest.raises(InvalidRequest):
         await model.predict(options)

@@ -47,6 +47,54 @@ def test_goes_with_its_server(number: signal.Signals) -> None:
                 child.kill()
 
 
+# As vLLM's processes are: spawned by multiprocessing out of a thread; and then deaf to all but the kernel, as one is
+# that imports or computes: `PyDLL` keeps the interpreter's lock for the whole call.
+SPAWNING_SERVER = """
+import ctypes, multiprocessing, os, sys, threading, time
+from common import orphan_watch
+
+def work():
+    print(os.getpid(), os.getpgid(0) == os.getpid(), flush=True)
+    ctypes.PyDLL(None).sleep(60)
+
+if __name__ == "__mp_main__":
+    orphan_watch.begin()
+if __name__ == "__main__":
+    orphan_watch.announce()
+    process = multiprocessing.get_context("spawn").Process(target=work)
+
+    def spawn():
+        process.start()
+        time.sleep(60)
+
+    threading.Thread(target=spawn, daemon=True).start()
+    time.sleep(60)
+"""
+
+
+def test_the_kernel_ends_a_process_that_can_do_nothing_itself(tmp_path: Path) -> None:
+    script = tmp_path / "server.py"
+    script.write_text(SPAWNING_SERVER)
+    server = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert server.stdout is not None
+    with server, server.stdout:
+        pid, own_group = server.stdout.readline().split()
+        child = psutil.Process(int(pid))
+        try:
+            assert own_group == "True"
+            assert child.is_running()
+            server.kill()
+            server.wait(10)
+            _, alive = psutil.wait_procs([child], timeout=5)
+            assert not alive or child.status() == psutil.STATUS_ZOMBIE
+        finally:
+            server.kill()
+            if child.is_running():
+                child.kill()
+
+
 def test_ends_at_once_where_the_server_is_gone_already() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait(10)

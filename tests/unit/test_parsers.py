@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import mistral_common
 import pytest
@@ -17,7 +17,15 @@ from vllm.parser.parser_manager import ParserManager
 from vllm.tokenizers.mistral import MistralTokenizer
 
 from common.errors import InvalidRequest
-from common.parsers import ParserChoice, choose_parsers, families, reasoning_parser_names, tool_parser_names
+from common.parsers import (
+    ParserChoice,
+    _harm,
+    choose_parsers,
+    families,
+    reasoning_parser_names,
+    tool_parser_names,
+)
+from tests.parsers.matrix import known
 
 ASSISTANT = "<|im_start|>assistant\n"
 OPEN = f"{ASSISTANT}<think>\n"
@@ -488,3 +496,20 @@ def test_refused(tool: str | None, reasoning: str | None, words: tuple[str, ...]
 def test_harmony_takes_only_its_own() -> None:
     with pytest.raises(InvalidRequest, match="tool_parser 'hermes' doesn't fit"):
         choose(FAMILIES["gpt-oss"], "hermes", None)
+
+
+def test_a_harmful_parser_is_warned_of() -> None:
+    by_parser = {shown.tool: shown for shown in FAMILIES.values()}
+    choice = choose(by_parser["jamba"])
+    assert choice.tool_parser == "jamba"
+    (harm,) = choice.beware
+    assert "jamba" in harm
+    assert choose(by_parser["hermes"]).beware == ()
+
+
+@pytest.mark.parametrize("kind", ["tool", "reasoning"])
+def test_only_parsers_with_known_defects_in_streams_are_warned_of(kind: Literal["tool", "reasoning"]) -> None:
+    names = tool_parser_names() if kind == "tool" else reasoning_parser_names()
+    defects = {cell.removeprefix(f"{kind} ").split(":")[0] for cell, mode in known() if mode == "splits"}
+    for name in names:
+        assert not list(_harm(kind, name)) or name in defects

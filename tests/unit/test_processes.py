@@ -38,8 +38,10 @@ def test_all_generations_are_in_sight(family: list[int]) -> None:
 
 
 def test_the_resource_tracker_is_not_among_them() -> None:
-    code = "import time; time.sleep(60)  # resource_tracker"
-    with subprocess.Popen([sys.executable, "-c", code]) as tracker:
+    code = "import time; print('here', flush=True); time.sleep(60)  # resource_tracker"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as tracker:
+        assert tracker.stdout is not None
+        tracker.stdout.readline()  # a process that has only just begun has no command line yet
         found = {process.pid for process in engine_processes()}
         tracker.kill()
     assert tracker.pid not in found

@@ -1,5 +1,6 @@
 """The shape of replies, to the letter: what each endpoint of the orchestrator reads."""
 
+import itertools
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.pb import backend_pb2 as pb
-from common.reply import Completion, Delta, ToolCall, Usage, chunk, last_chunk, whole
+from common.reply import Completion, Delta, ToolCall, Usage, chunk, joined, last_chunk, whole
 
 USAGE = Usage(prompt_tokens=7, completion_tokens=3, prompt_ms=12.5, generation_ms=80.25)
 ENTRY: dict[str, Any] = {"id": 5, "token": "é", "bytes": [195, 169], "logprob": -0.5, "top_logprobs": []}
@@ -138,3 +139,28 @@ def test_what_endpoints_put_together_is_the_same(deltas: list[Delta]) -> None:
     for reply in replies[:-1]:
         assert len(reply.chat_deltas) == 1
         assert reply.message.decode() == reply.chat_deltas[0].content
+
+
+DELTAS = st.lists(
+    st.one_of(
+        st.builds(Delta, content=st.text(min_size=1)),
+        st.builds(Delta, reasoning=st.text(min_size=1)),
+        st.builds(lambda text: Delta(tool_calls=[ToolCall(0, arguments=text)]), st.text(min_size=1)),
+    )
+)
+
+
+def kind(delta: Delta) -> str:
+    return "content" if delta.content else "reasoning" if delta.reasoning else "call"
+
+
+def text_of(delta: Delta) -> str:
+    return delta.content or delta.reasoning or "".join(call.arguments for call in delta.tool_calls)
+
+
+@given(DELTAS)
+def test_joined_deltas_say_the_same_in_the_same_order(deltas: list[Delta]) -> None:
+    said = [(kind(delta), character) for delta in deltas for character in text_of(delta)]
+    fewer = list(joined(deltas))
+    assert [(kind(delta), character) for delta in fewer for character in text_of(delta)] == said
+    assert all(kind(one) != kind(next_one) for one, next_one in itertools.pairwise(fewer))

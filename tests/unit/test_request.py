@@ -236,6 +236,47 @@ def test_metadata(metadata: dict[str, str], kwargs: dict[str, Any] | None, effor
     assert request.reasoning_effort == effort
 
 
+def test_continue_final_message() -> None:
+    history = [pb.Message(role="user", content="Hi"), pb.Message(role="assistant", content="Well,")]
+    kwargs = '{"continue_final_message": true, "a": 1}'  # the orchestrator copies all metadata there
+    request = chat(Messages=history, Metadata={"continue_final_message": "true", "chat_template_kwargs": kwargs})
+    assert (request.continue_final_message, request.add_generation_prompt) == (True, False)
+    assert request.chat_template_kwargs == {"a": 1}
+    for metadata in ({}, {"continue_final_message": "false"}):
+        request = chat(Messages=history, Metadata=metadata)
+        assert (request.continue_final_message, request.add_generation_prompt) == (False, True)
+    with pytest.raises(InvalidRequest, match="assistant's message"):
+        chat(Messages=history[:1], Metadata={"continue_final_message": "true"})
+
+
+def test_cache_salt_and_adapter() -> None:
+    asked: list[dict[str, Any]] = [{"Prompt": "x"}, {"UseTokenizerTemplate": True, "Messages": [HELLO]}]
+    for fields in asked:
+        request = understand(**fields, Metadata={"cache_salt": "a", "lora": "b"})
+        assert request.openai.cache_salt == "a"
+        assert request.adapter == "b"
+        request = understand(**fields, Metadata={"cache_salt": "", "lora": ""})
+        assert request.openai.cache_salt is None
+        assert request.adapter == ""
+
+
+def test_a_seed_that_is_ignored() -> None:
+    options = pb.PredictOptions(Prompt="x", Seed=7)
+    seeds = [
+        generation_request(options, stream=False, has_tool_parser=False, ignore_seed=ignore).openai.seed
+        for ignore in (False, True)
+    ]
+    assert seeds == [7, None]
+
+
+def test_request_id() -> None:
+    assert understand(Prompt="x", CorrelationId="abc 1").request_id == "abc 1"
+    assert understand(Prompt="x").request_id != understand(Prompt="x").request_id
+    for odd in ("two\nlines", "\x1b[31m", "x" * 257):
+        with pytest.raises(InvalidRequest, match="CorrelationId"):
+            understand(Prompt="x", CorrelationId=odd)
+
+
 @pytest.mark.parametrize("effort", REASONING_EFFORTS)
 def test_every_effort_is_one_of_vllm(effort: str) -> None:
     assert chat(Metadata={"reasoning_effort": effort}).reasoning_effort == effort
@@ -255,6 +296,9 @@ def test_every_effort_is_one_of_vllm(effort: str) -> None:
         ("chat_template_kwargs", "{"),
         ("chat_template_kwargs", '{"a": NaN}'),
         pytest.param("chat_template_kwargs", '{"a":' * 100_000, id="deep"),
+        ("continue_final_message", "yes"),
+        ("cache_salt", "a/b"),
+        ("cache_salt", "x" * 129),
         ("json_schema", "[]"),
         ("response_format", "{}"),
     ],
@@ -373,7 +417,17 @@ OPTIONS = st.builds(
     ToolChoice=JSON | TEXT,
     Grammar=st.just("") | GRAMMAR,
     Metadata=st.dictionaries(
-        st.sampled_from(["enable_thinking", "reasoning_effort", "chat_template_kwargs", "json_schema"])
+        st.sampled_from(
+            [
+                "enable_thinking",
+                "reasoning_effort",
+                "chat_template_kwargs",
+                "json_schema",
+                "continue_final_message",
+                "cache_salt",
+                "lora",
+            ]
+        )
         | st.sampled_from(["response_format", "other"]),
         JSON | st.sampled_from(["true", "false", "low"]),
         max_size=3,

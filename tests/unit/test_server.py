@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import stat
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from backend.lifecycle import Lifecycle, State
+from backend.logs import TextFormatter
 from backend.server import SERVICE, build_server
 from backend.settings import MIB, Settings, SettingsError
 from backend.sockets import listen
@@ -87,8 +89,17 @@ class FakeLifecycle:
         self.load_clock: StageClock | None = None
         self.model = FakeModel()
         self.error: Exception | None = None
+        self.health_error: Exception | None = None
+        self.explanation: Exception | None = None
         self.asked: list[Any] = []
         self.listeners: list[Callable[[State], None]] = []
+
+    async def explained(self, error: Exception) -> Exception:
+        return self.explanation or error
+
+    async def check_health(self) -> None:
+        if self.health_error is not None:
+            raise self.health_error
 
     def model_for(self, identity: str) -> FakeModel:
         self.asked.append(identity)
@@ -177,12 +188,25 @@ async def status(awaitable: Any) -> tuple[grpc.StatusCode, str]:
     return caught.value.code(), caught.value.details() or ""
 
 
-@pytest.mark.parametrize("state", State)
-async def test_health_is_ok_in_every_state(backend: Any, lifecycle: FakeLifecycle, state: State) -> None:
-    lifecycle.state = state
+async def test_health_is_ok_whatever_is_broken(backend: Any, lifecycle: FakeLifecycle) -> None:
     lifecycle.error = RuntimeError("everything else is broken")
     reply = await backend.Health(NOTHING)
     assert reply == pb.Reply(message=b"OK")
+
+
+async def test_health_of_an_engine_that_died(backend: Any, lifecycle: FakeLifecycle) -> None:
+    lifecycle.health_error = errors.EngineGone("the engine died: ValueError: gone")
+    assert await status(backend.Health(NOTHING)) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "the engine died: ValueError: gone",
+    )
+
+
+async def test_an_error_is_told_as_the_lifecycle_explains_it(backend: Any, lifecycle: FakeLifecycle) -> None:
+    lifecycle.error = ZeroDivisionError()
+    lifecycle.explanation = errors.EngineGone("the engine died: out of memory")
+    for call in (backend.Predict(pb.PredictOptions()), read(backend.PredictStream(pb.PredictOptions()))):
+        assert await status(call) == (grpc.StatusCode.UNAVAILABLE, "the engine died: out of memory")
 
 
 async def test_answers(backend: Any, lifecycle: FakeLifecycle) -> None:
@@ -232,6 +256,25 @@ async def test_status_of_an_exception(
         assert text in details
         assert "secret" not in details
         raiser.error = None
+
+
+@pytest.mark.parametrize("case", ERRORS, ids=lambda case: type(case[0]).__name__)
+async def test_the_log_line_of_a_request_that_fails_names_it(
+    backend: Any,
+    lifecycle: FakeLifecycle,
+    case: tuple[Exception, grpc.StatusCode, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.handler.setFormatter(TextFormatter("%(levelname)s %(message)s"))
+    caplog.set_level(logging.DEBUG, "backend.errors")
+    lifecycle.model.error, code, _ = case
+    await status(backend.Predict(pb.PredictOptions(CorrelationId="req-7")))
+    lines = caplog.text.splitlines()
+    assert lines
+    assert all(line.endswith(" (request req-7)") for line in lines)
+    above = [line for line in lines if not line.startswith("DEBUG")]
+    assert bool(above) is (code is grpc.StatusCode.INTERNAL)
+    assert "secret" not in "".join(above)
 
 
 async def test_an_exception_within_a_stream(backend: Any, lifecycle: FakeLifecycle) -> None:
@@ -299,13 +342,20 @@ async def test_load_and_free(backend: Any, lifecycle: FakeLifecycle) -> None:
         errors.Unsupported("no embeddings"),
         errors.LoadFailed("ValueError: no memory"),
         errors.LoadCancelled("Free came first"),
-        errors.EngineGone("draining"),
     ],
     ids=lambda error: type(error).__name__,
 )
 async def test_a_load_that_fails_is_an_answer(backend: Any, lifecycle: FakeLifecycle, error: Exception) -> None:
     lifecycle.error = error
     assert await backend.LoadModel(pb.ModelOptions()) == pb.Result(success=False, message=str(error))
+
+
+async def test_a_load_at_the_end_of_the_process_is_refused(backend: Any, lifecycle: FakeLifecycle) -> None:
+    lifecycle.error = errors.EngineGone("the server is shutting down")
+    assert await status(backend.LoadModel(pb.ModelOptions())) == (
+        grpc.StatusCode.UNAVAILABLE,
+        "the server is shutting down",
+    )
 
 
 async def test_a_cause_that_is_no_text_is_an_answer_too(backend: Any, lifecycle: FakeLifecycle) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from backend.settings import LOG_FORMATS, LOG_LEVELS, Settings, SettingsError, TlsFiles, parse_settings, versions
+from common.admission import Limits
 
 ADDR = ("--addr", "127.0.0.1:0")
 
@@ -77,7 +78,7 @@ def test_unknown_flags_and_abbreviations_are_refused(argv: list[str], capsys: py
 
 def test_defaults() -> None:
     assert parse_settings(ADDR, {}) == Settings(
-        addr="127.0.0.1:0", max_message_mib=50, log_level="info", shutdown_timeout=10.0, auth_token=None
+        addr="127.0.0.1:0", max_message_mib=50, log_level="info", shutdown_timeout=6.0, auth_token=None
     )
 
 
@@ -87,6 +88,15 @@ def test_defaults() -> None:
         ("--max-message-mib", "BACKEND_MAX_MESSAGE_MIB", "max_message_mib", {"7": 7, "2047": 2047, "1": 1}),
         ("--log-level", "BACKEND_LOG_LEVEL", "log_level", {"DEBUG": "debug", "Warning": "warning"}),
         ("--log-format", "BACKEND_LOG_FORMAT", "log_format", {"json": "json", "JSON": "json"}),
+        (
+            "--max-waiting-requests",
+            "BACKEND_MAX_WAITING_REQUESTS",
+            "limits",
+            {"0": Limits(waiting=0), "7": Limits(waiting=7)},
+        ),
+        ("--max-running-requests", "BACKEND_MAX_RUNNING_REQUESTS", "limits", {"1": Limits(running=1)}),
+        ("--max-waiting-tokens", "BACKEND_MAX_WAITING_TOKENS", "limits", {"9": Limits(waiting_tokens=9)}),
+        ("--drain-seconds", "BACKEND_DRAIN_SECONDS", "drain_seconds", {"0": 0.0, "2.5": 2.5, "600": 600.0}),
         ("--shutdown-timeout", "BACKEND_SHUTDOWN_TIMEOUT", "shutdown_timeout", {"0": 0.0, "2.5": 2.5, "600": 600.0}),
     ],
 )
@@ -109,8 +119,14 @@ def test_flag_before_environment_before_default(
         for text in ("", "0", "-1", "2048", "1.5", "many", "nan", "9" * 30)
     ]
     + [
-        ("--shutdown-timeout", "BACKEND_SHUTDOWN_TIMEOUT", text, "a number from 0 to 600")
+        (f"--{name}", f"BACKEND_{name.replace('-', '_').upper()}", text, "a number from 0 to 600")
+        for name in ("drain-seconds", "shutdown-timeout")
         for text in ("", "-0.1", "601", "soon", "nan", "inf", "-inf")
+    ]
+    + [
+        (f"--max-{name}", f"BACKEND_MAX_{name.replace('-', '_').upper()}", text, "a whole number from")
+        for name in ("running-requests", "waiting-requests", "waiting-tokens")
+        for text in ("-1", "1.5", "many")
     ]
     + [("--log-level", "BACKEND_LOG_LEVEL", text, ", ".join(LOG_LEVELS)) for text in ("", "loud", "10", "critical")]
     + [("--log-format", "BACKEND_LOG_FORMAT", text, ", ".join(LOG_FORMATS)) for text in ("", "xml", "text,json")],
@@ -141,6 +157,41 @@ def test_settings_are_fixed() -> None:
     assert settings.max_message_bytes == 2 * 1024 * 1024
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.addr = "elsewhere"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("500ms", 0.5), ("2s", 2), ("1m30s", 90), ("1h", 3600), ("1.5s", 1.5), (".5s", 0.5), ("3", 3), ("0.25", 0.25),
+        ("1m0.5s", 60.5), ("2000000us", 2), ("2000000µs", 2), ("+2s", 2), (" 2s ", 2), ("", 2), ("1000000ns", 0.001),
+    ],
+)  # fmt: skip
+def test_interval_of_the_parent_watch(text: str, seconds: float) -> None:
+    found = parse_settings(ADDR, {"LOCALAI_BACKEND_PARENT_WATCH_INTERVAL": text}).parent_watch
+    assert found == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["2 s", "s", "soon", "-1s", "0", "0s", "2d", "1m30", "nan", "inf", "1e3", "2h", "2S"])
+def test_interval_of_the_parent_watch_that_cannot_be_used(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"LOCALAI_BACKEND_PARENT_WATCH_INTERVAL=.*500ms"):
+        parse_settings(ADDR, {"LOCALAI_BACKEND_PARENT_WATCH_INTERVAL": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "on"),
+    [
+        ("false", False),
+        ("0", False),
+        ("no", False),
+        ("off", False),
+        ("OFF", False),
+        ("true", True),
+        ("", True),
+        ("1", True),
+    ],
+)
+def test_parent_watch_can_be_switched_off(text: str, on: bool) -> None:
+    assert (parse_settings(ADDR, {"LOCALAI_BACKEND_PARENT_WATCH": text}).parent_watch is not None) is on
 
 
 @pytest.mark.parametrize(
@@ -237,5 +288,5 @@ def test_every_flag_is_in_the_documentation(capsys: pytest.CaptureFixture[str]) 
         parse_settings(["--help"], {})
     shown = capsys.readouterr().out
     text = (Path(__file__).parents[2] / "docs" / "running.md").read_text(encoding="utf-8")
-    for name in re.findall(r"--[a-z-]+|BACKEND_[A-Z_]+", shown):
+    for name in re.findall(r"--[a-z-]+|(?:LOCALAI_)?BACKEND_[A-Z_]+", shown):
         assert f"`{name}" in text, name

@@ -51,12 +51,30 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "set_prompt_token_ids",
         "tool_parser_cls",
     ),
+    "vllm.model_executor.models.interfaces.SupportsMultiModal": ("get_placeholder_str",),
+    "vllm.multimodal.media.MediaConnector": (
+        "fetch_audio_async",
+        "fetch_image_async",
+        "fetch_video_async",
+        "load_from_url",
+        "load_from_url_async",
+    ),
+    "vllm.multimodal.media.base.MediaIO": ("get_max_bytes", "load_base64", "load_bytes", "load_file"),
+    "vllm.multimodal.video.VideoLoader": ("compute_frames_index_to_sample", "read_frames"),
+    "vllm.multimodal.processing.BaseProcessingInfo": ("data_parser", "get_hf_processor", "validate_num_items"),
+    "vllm.multimodal.processing.BaseDummyInputsBuilder": ("get_dummy_text",),
+    "vllm.envs": ("VLLM_MAX_IMAGE_PIXELS", "VLLM_MEDIA_CONNECTOR"),
 }
 
 INSTANCE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.v1.engine.async_llm.AsyncLLM": ("model_config", "renderer"),
-    "vllm.renderers.base.BaseRenderer": ("_async_tokenizer_decode", "tokenizer"),
+    "vllm.renderers.base.BaseRenderer": ("_async_tokenizer_decode", "mm_processor", "model_config", "tokenizer"),
     "vllm.renderers.online_renderer.OnlineRenderer": ("parser",),
+    "vllm.multimodal.media.MediaConnector": ("allowed_local_media_path", "allowed_media_domains"),
+    "vllm.multimodal.media.VideoMediaIO": ("video_loader",),
+    "vllm.multimodal.processing.BaseMultiModalProcessor": ("data_parser", "dummy_inputs", "info"),
+    "vllm.multimodal.parse.MultiModalDataParser": ("audio_resampler",),
+    "vllm.multimodal.audio.AudioResampler": ("method",),
 }
 
 # Parameters that we give by name, or whose place we rely on.
@@ -97,6 +115,12 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "input_length",
         "default_sampling_params",
     ),
+    "vllm.multimodal.media.MediaConnector": (
+        "media_io_kwargs",
+        "allowed_local_media_path",
+        "allowed_media_domains",
+    ),
+    "vllm.multimodal.video.VideoLoader.read_frames": ("cap", "frame_idx"),
     "vllm.parser.abstract_parser.Parser": ("tokenizer", "tools", "model_config"),
     "vllm.parser.abstract_parser.Parser.parse": (
         "model_output",

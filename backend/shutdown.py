@@ -1,0 +1,57 @@
+"""The end of the process: requests in flight finish, the engine goes, then we do, all in the orchestrator's patience.
+
+The orchestrator kills 15 s after its SIGTERM. By default the requests get 5 s of them, the engine 6, and killing what
+is left after that at most 3.5.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from typing import NoReturn
+
+import grpc
+
+from backend.lifecycle import Lifecycle
+from common.processes import engine_processes, kill
+
+logger = logging.getLogger(__name__)
+
+# What killing an engine that won't shut down may take on top of its own timeout.
+KILL_SECONDS = 1.5
+# The last answers get this long to reach clients who read slowly.
+FLUSH_SECONDS = 0.5
+
+
+async def shut_down(
+    lifecycle: Lifecycle, server: grpc.aio.Server, *, drain_seconds: float, shutdown_timeout: float
+) -> None:
+    """Refuse what is new, wait for what is in flight, end the engine and its processes, then the server.
+
+    The port stays open until then, for probes and so that a refusal says why. A hurry ends each wait.
+    """
+    lifecycle.drain()
+    await lifecycle.idle(drain_seconds)
+    # A load that hangs in a download has no processes to kill, and its thread can't be stopped.
+    patience = shutdown_timeout if lifecycle.has_model else 0.0
+    hurry = asyncio.create_task(lifecycle.hurried())
+    freeing = asyncio.create_task(lifecycle.free())
+    await asyncio.wait([hurry, freeing], timeout=patience + KILL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    if not freeing.done():
+        await kill(engine_processes())
+        await asyncio.wait([freeing], timeout=KILL_SECONDS)
+    await server.stop(FLUSH_SECONDS)
+    await kill(engine_processes())
+
+
+def leave(status: int, message: str | None) -> NoReturn:
+    """Leave at once. The message is the last line on stderr, where the orchestrator looks for the cause."""
+    # A parent that is gone may have taken the other end of our pipes along.
+    with contextlib.suppress(OSError, ValueError):
+        if message:
+            sys.stderr.write(f"backend: {' '.join(message.split())}\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+    # Threads inside vLLM's import or start would hold up a normal exit.
+    os._exit(status)

@@ -1,0 +1,254 @@
+"""A written answer through our loop and through vLLM's own OpenAI server, over an engine that recites it.
+
+Real are vLLM's detokenizer, its renderer's changes to the request, its parsers and its server, and `common.generation`.
+Made up are the engine, which yields the answer in the pieces it is told to, and the chat template.
+"""
+
+import dataclasses
+import json
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.models.protocol import BaseModelPath
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.inputs.engine import tokens_input
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+from common.detokenization import reads_one_token
+from common.generation import REPLACEMENT, Generator, Run
+from common.lora import NO_ADAPTERS, Adapters
+from common.parsers import ParserChoice
+from common.request import GenerationRequest
+from tests.parsers.cases import TOOLS, Case, Format
+from tests.parsers.tokenizer import encode, tokenizer_for
+
+if TYPE_CHECKING:
+    from common.reply import ToolCall
+
+NAME = "recital"
+MAX_MODEL_LEN = 100_000
+_PARSER_ROOMS = ("tool_parsers", "reasoning", "parser", "chat_parsing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a client gets: arguments as text, `error` where it gets one in place of the end."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: tuple[tuple[str, str], ...] = ()
+    error: bool = False
+
+
+class Reciter:
+    """What `AsyncLLM` is to its users, with one answer to everything.
+
+    Attributes:
+        answer: token ids, the one that ends it included.
+        splits: how many tokens come in each piece; what is left comes in the last.
+
+    """
+
+    errored = False
+    input_processor = mm_processor = None
+    vllm_config = SimpleNamespace(scheduler_config=None)
+
+    def __init__(self, form: Format) -> None:
+        self.tokenizer = tokenizer_for(form.special, form.added, **form.tokenizer)
+        self._special = form.special
+        self._stops = form.stops
+        self.renderer = self
+        hf_config = SimpleNamespace(model_type=form.model_type)
+        self.model_config = SimpleNamespace(
+            model=NAME,
+            hf_config=hf_config,
+            hf_text_config=hf_config,
+            hf_overrides={},
+            max_model_len=MAX_MODEL_LEN,
+            max_logprobs=20,
+            multimodal_config=None,
+            enable_prompt_embeds=False,
+            generation_config="vllm",
+            override_generation_config={},
+            is_encoder_decoder=False,
+            get_diff_sampling_param=dict,
+        )
+        self.prompt: list[int] = []
+        self.answer: list[int] = []
+        self.splits: Sequence[int] = ()
+        self.cut = False
+
+    def recite(self, prompt: str, case: Case) -> None:
+        """Take up another answer."""
+        self.prompt = encode(self.tokenizer, prompt, self._special)
+        self.answer = encode(self.tokenizer, case.raw, self._special)
+        self.cut = case.cut
+        if not case.cut and not case.raw.endswith(self._stops or "\0"):
+            self.answer.append(self.tokenizer.eos_token_id)
+
+    def get_tokenizer(self) -> Any:
+        return self.tokenizer
+
+    def check_admission(self, _count: int) -> None:
+        pass
+
+    async def render_chat_async(self, *_args: Any, **_kwargs: Any) -> Any:
+        return ([],), (tokens_input(self.prompt),)
+
+    async def generate(
+        self, prompt: Any, params: SamplingParams, request_id: str, **_kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        # gpt-oss' prompt is rendered by vLLM itself.
+        prompt_ids = prompt["prompt_token_ids"]
+        request = SimpleNamespace(
+            sampling_params=params, prompt_token_ids=prompt_ids, prompt_embeds=None, request_id=request_id
+        )
+        detokenizer = IncrementalDetokenizer.from_new_request(self.tokenizer, cast("Any", request))
+        delta = params.output_kind == RequestOutputKind.DELTA
+        ends = [*self._ends(), len(self.answer)] if delta else [len(self.answer)]
+        begin = 0
+        for end in ends:
+            finished = end == len(self.answer)
+            piece = self.answer[begin:end]
+            detokenizer.update(list(piece), finished and not self.cut)
+            text = detokenizer.get_next_output_text(finished, delta)
+            reason = ("length" if self.cut else "stop") if finished else None
+            completion = CompletionOutput(0, text, piece, None, None, finish_reason=reason)
+            yield RequestOutput(request_id, None, prompt_ids, None, [completion], finished)
+            begin = end
+
+    def _ends(self) -> list[int]:
+        ends, end = [], 0
+        for length in self.splits:
+            end += length
+            if end >= len(self.answer):
+                break
+            ends.append(end)
+        return ends
+
+
+class Bench:
+    """Both ways to read one format with one pair of parsers.
+
+    Of vLLM's text U+FFFD is taken out, which our loop leaves out by intent.
+
+    Attributes:
+        token_by_token: whether we split the engine's output for these parsers.
+
+    """
+
+    def __init__(self, form: Format, tool: str | None, reasoning: str | None) -> None:
+        self.format = form
+        self.tool = tool
+        self.reciter = llm = Reciter(form)
+        self.generator = Generator(cast("Any", llm), ParserChoice(tool, reasoning, "as asked"), Adapters(NO_ADAPTERS))
+        parsers = {"enable_auto_tools": tool is not None, "tool_parser": tool, "reasoning_parser": reasoning or ""}
+        models = OpenAIServingModels(cast("Any", llm), [BaseModelPath(name=NAME, model_path=NAME)])
+        self.server = OpenAIServingChat(
+            cast("Any", llm),
+            models,
+            "assistant",
+            online_renderer=self.generator.renderer,
+            request_logger=None,
+            chat_template=None,
+            chat_template_content_format="auto",
+            **parsers,
+        )
+
+    @property
+    def token_by_token(self) -> bool:
+        parser = self.generator.parser(self._request(stream=True))
+        return parser is not None and reads_one_token(parser)
+
+    def take_up(self, case: Case) -> int:
+        """Recite this case from now on; how many tokens it has."""
+        self.reciter.recite(self.format.thinking_prompt if case.thinks else self.format.prompt, case)
+        self._kwargs = self.format.thinking_kwargs if case.thinks else self.format.kwargs
+        return len(self.reciter.answer)
+
+    def _request(self, *, stream: bool) -> ChatCompletionRequest:
+        tools = {"tools": TOOLS, "tool_choice": "auto"} if self.tool else {}
+        messages = [{"role": "user", "content": "hello"}]
+        kwargs = {"chat_template_kwargs": self._kwargs} if self._kwargs else {}
+        return ChatCompletionRequest(model=NAME, messages=messages, stream=stream, **tools, **kwargs)
+
+    def _run(self, *, stream: bool) -> Run:
+        return Run(self.generator, GenerationRequest(self._request(stream=stream), "r", None, None))
+
+    async def ours_whole(self) -> Outcome:
+        try:
+            completion = await self._run(stream=False).whole()
+        except Exception as error:  # noqa: BLE001  # whatever a parser raises is its result
+            _raise_unless_a_parsers(error)
+            return Outcome(error=True)
+        calls = tuple((call.name, call.arguments) for call in completion.tool_calls)
+        return Outcome(completion.content, completion.reasoning, calls)
+
+    async def ours_streamed(self, splits: Sequence[int]) -> Outcome:
+        self.reciter.splits = splits
+        content, reasoning, error = "", "", False
+        fragments: list[ToolCall] = []
+        try:
+            async for delta in self._run(stream=True).deltas():
+                content += delta.content
+                reasoning += delta.reasoning
+                fragments += delta.tool_calls
+        except Exception as problem:  # noqa: BLE001  # as above
+            _raise_unless_a_parsers(problem)
+            error = True
+        return Outcome(content, reasoning, _merged((f.index, f.name, f.arguments) for f in fragments), error)
+
+    async def theirs_whole(self) -> Outcome:
+        try:
+            response: Any = await self.server.create_chat_completion(self._request(stream=False))
+        except Exception as error:  # noqa: BLE001  # as above
+            _raise_unless_a_parsers(error)
+            return Outcome(error=True)
+        message = response.choices[0].message
+        calls = tuple((call.function.name, call.function.arguments) for call in message.tool_calls or ())
+        return Outcome((message.content or "").replace(REPLACEMENT, ""), message.reasoning or "", calls)
+
+    async def theirs_streamed(self, splits: Sequence[int]) -> Outcome:
+        self.reciter.splits = splits
+        content, reasoning, error = "", "", False
+        fragments: list[tuple[int, str, str]] = []
+        events = cast("AsyncIterator[str]", await self.server.create_chat_completion(self._request(stream=True)))
+        async for event in events:
+            data = event.removeprefix("data: ").strip()
+            if data == "[DONE]":
+                break
+            body = json.loads(data)
+            if "error" in body:
+                error = True
+                continue
+            for choice in body["choices"]:
+                delta = choice["delta"]
+                content += delta.get("content") or ""
+                reasoning += delta.get("reasoning") or ""
+                for call in delta.get("tool_calls") or ():
+                    function = call.get("function") or {}
+                    fragments.append((call["index"], function.get("name") or "", function.get("arguments") or ""))
+        return Outcome(content.replace(REPLACEMENT, ""), reasoning, _merged(fragments), error)
+
+
+def _raise_unless_a_parsers(error: Exception) -> None:
+    """Raise again what went wrong elsewhere: here."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not any(Path(frame.filename).parent.name in _PARSER_ROOMS for frame in frames):
+        raise error
+
+
+def _merged(fragments: Iterable[tuple[int, str, str]]) -> tuple[tuple[str, str], ...]:
+    calls: dict[int, list[str]] = {}
+    for index, name, arguments in fragments:
+        merged = calls.setdefault(index, ["", ""])
+        merged[0] += name
+        merged[1] += arguments
+    return tuple((name, arguments) for _, (name, arguments) in sorted(calls.items()))
