@@ -51,18 +51,24 @@ async def serve(settings: Settings) -> NoReturn:
         SettingsError: the address can't be listened on.
 
     """
+    from backend import metrics_port
+    from backend.counters import Counters
     from backend.lifecycle import Lifecycle
     from backend.server import build_server, listen
     from common.processes import engine_processes, kill
 
     loop = asyncio.get_running_loop()
     lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout)
-    server = build_server(settings, lifecycle)
+    metrics = metrics_port.bind(settings.metrics_addr) if settings.metrics_addr else None
+    counters = Counters() if metrics else None
+    server = build_server(settings, lifecycle, counters)
     addr = listen(server, settings.addr)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop)
     await server.start()
     logger.info("listening on %s", addr)
+    if metrics and counters:
+        metrics_port.serve_in_background(metrics, counters, lifecycle)
     lifecycle.import_in_background()
 
     cause = await lifecycle.stopped()

@@ -48,12 +48,14 @@ class Lifecycle:
     Attributes:
         state: see the module.
         load_clock: the stage of the load that is running; None otherwise.
+        loaded_at: `time.monotonic()` of the moment that the model was ready; None without one.
 
     """
 
     def __init__(self, *, shutdown_timeout: float) -> None:
         self.state = State.NO_MODEL
         self.load_clock: StageClock | None = None
+        self.loaded_at: float | None = None
         self._shutdown_timeout = shutdown_timeout
         self._model: Model | None = None
         self._identity = ""
@@ -175,10 +177,12 @@ class Lifecycle:
             logger.warning("load failed after %.1f s: %s", clock.seconds, error)
             raise
         clock.enter(None)
+        self.loaded_at = time.monotonic()
         logger.info("load: ready in %.1f s", clock.seconds)
 
     async def _close_model(self) -> None:
         model, self._model, self._identity = self._model, None, ""
+        self.loaded_at = None
         if model is not None:
             # Half an engine under the next one would be worse than a late answer.
             draining = self.state in (State.DRAINING, State.FAILED)

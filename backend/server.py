@@ -10,7 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from backend.interceptors import Authentication, StatusMapping
+from backend.counters import Counters
+from backend.interceptors import Authentication, Counting, StatusMapping
 from backend.lifecycle import Lifecycle
 from backend.servicer import BackendServicer
 from backend.settings import Settings, SettingsError
@@ -21,9 +22,11 @@ MOST_PATH_BYTES = 107  # unix(7)
 SERVICE = pb.DESCRIPTOR.services_by_name["Backend"].full_name
 
 
-def build_server(settings: Settings, lifecycle: Lifecycle) -> grpc.aio.Server:
-    """The server with all its services, not yet listening."""
+def build_server(settings: Settings, lifecycle: Lifecycle, counters: Counters | None = None) -> grpc.aio.Server:
+    """The server with all its services, not yet listening; it counts into `counters`, where there are any."""
     interceptors: list[grpc.aio.ServerInterceptor] = []
+    if counters is not None:
+        interceptors.append(Counting(pb.DESCRIPTOR.services_by_name["Backend"], counters))
     if settings.auth_token:
         interceptors.append(Authentication(settings.auth_token))
     interceptors.append(StatusMapping(SERVICE))
@@ -36,7 +39,7 @@ def build_server(settings: Settings, lifecycle: Lifecycle) -> grpc.aio.Server:
             ("grpc.max_receive_message_length", settings.max_message_bytes),
         ),
     )
-    pb_grpc.add_BackendServicer_to_server(BackendServicer(lifecycle), server)
+    pb_grpc.add_BackendServicer_to_server(BackendServicer(lifecycle, counters), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_aio.HealthServicer(), server)
     services = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(services, server)

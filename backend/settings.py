@@ -26,6 +26,8 @@ class Settings:
     """One of `LOG_LEVELS`."""
     shutdown_timeout: float = 10.0
     """Seconds the engine gets to shut down before its processes are killed; the orchestrator kills us after 15."""
+    metrics_addr: str | None = None
+    """Where Prometheus finds the metrics: `HOST:PORT` or `[IPv6]:PORT`; None opens no port and counts nothing."""
     auth_token: str | None = dataclasses.field(default=None, repr=False)
     """When set, every RPC must carry `authorization: Bearer <token>`."""
 
@@ -63,6 +65,12 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         default=environ.get("BACKEND_SHUTDOWN_TIMEOUT", "10"),
         help="seconds for the engine to shut down (default 10; BACKEND_SHUTDOWN_TIMEOUT)",
     )
+    parser.add_argument(
+        "--metrics-addr",
+        default=environ.get("BACKEND_METRICS_ADDR", ""),
+        metavar="HOST:PORT",
+        help="serve Prometheus metrics there; unset: nowhere (BACKEND_METRICS_ADDR)",
+    )
     flags = parser.parse_args(argv)
     log_level = flags.log_level.lower()
     if log_level not in LOG_LEVELS:
@@ -73,6 +81,7 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         max_message_mib=int(_number("--max-message-mib", flags.max_message_mib, 1, 2047, whole=True)),
         log_level=log_level,
         shutdown_timeout=_number("--shutdown-timeout", flags.shutdown_timeout, 0, 600),
+        metrics_addr=_host_and_port("--metrics-addr", flags.metrics_addr) if flags.metrics_addr else None,
         auth_token=environ.get("LOCALAI_GRPC_AUTH_TOKEN") or None,
     )
 
@@ -82,9 +91,14 @@ def _address(text: str) -> str:
         if not text.removeprefix("unix:").removeprefix("//"):
             raise SettingsError("--addr unix: needs a path after the colon")
         return text
+    return _host_and_port("--addr", text, "or unix:PATH")
+
+
+def _host_and_port(flag: str, text: str, otherwise: str = "") -> str:
     match = re.fullmatch(r"(\[[^\[\]]+\]|[^\[\]]+):([0-9]{1,5})", text)
     if not match or int(match[2]) > 65535:
-        msg = f"--addr {text}: use HOST:PORT with a port from 0 to 65535, [IPv6]:PORT, or unix:PATH"
+        allowed = ["HOST:PORT with a port from 0 to 65535", "[IPv6]:PORT", otherwise]
+        msg = f"{flag} {text}: use {', '.join(filter(None, allowed))}"
         raise SettingsError(msg)
     host = match[1] if ":" not in match[1] or match[1].startswith("[") else f"[{match[1]}]"
     return f"{host}:{int(match[2])}"

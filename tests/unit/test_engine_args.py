@@ -432,3 +432,18 @@ def test_any_options_are_understood_or_refused(options: pb.ModelOptions) -> None
         plan_load(options).build()
     except BackendError as error:
         assert str(error)  # noqa: PT017  # nothing is expected in particular
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"EngineArgs": '{"otlp_traces_endpoint": "http://collector:4317"}'},
+        {"Options": ["--otlp-traces-endpoint:http://collector:4317"]},
+    ],
+)
+def test_where_traces_go(fields: dict[str, Any]) -> None:
+    assert plan().traces_endpoint is None
+    assert plan(**fields).traces_endpoint == "http://collector:4317"
+    # vLLM's engine would die of the first request.
+    with pytest.raises(InvalidRequest, match="DisableLogStatus"):
+        plan(**fields, DisableLogStatus=True)
