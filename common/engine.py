@@ -135,7 +135,8 @@ class Engine:
             await asyncio.to_thread(llm.shutdown, timeout)
         await kill(self._processes)
         if flushing is not None:
-            await flushing
+            with contextlib.suppress(Exception):
+                await flushing
         # Else a scrape would find the numbers of an engine that is gone.
         unregister_vllm_metrics()
         del self.llm, llm
