@@ -57,6 +57,8 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
         SettingsError: the address can't be listened on, or a TLS file can't be used.
 
     """
+    from backend import metrics_port
+    from backend.counters import Counters
     from backend.lifecycle import Lifecycle
     from backend.parent_watch import watch_parent
     from backend.server import build_server
@@ -66,7 +68,9 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     loop = asyncio.get_running_loop()
     lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout, limits=settings.limits)
     _allow_many_connections()
-    server = build_server(settings, lifecycle)
+    metrics = metrics_port.bind(settings.metrics_addr) if settings.metrics_addr else None
+    counters = Counters() if metrics else None
+    server = build_server(settings, lifecycle, counters)
     addr = listen(server, settings.addr, _credentials(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop)
@@ -82,6 +86,8 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
         logger.warning(
             "whoever can reach %s can use this server: set LOCALAI_GRPC_AUTH_TOKEN, or --tls-client-ca with TLS", addr
         )
+    if metrics and counters:
+        metrics_port.serve_in_background(metrics, counters, lifecycle)
     lifecycle.import_in_background()
 
     cause = await lifecycle.stopped()

@@ -7,7 +7,8 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from backend import health
-from backend.interceptors import Authentication, StatusMapping
+from backend.counters import Counters
+from backend.interceptors import Authentication, Counting, StatusMapping
 from backend.lifecycle import Lifecycle
 from backend.servicer import BackendServicer
 from backend.settings import Settings, SettingsError
@@ -23,14 +24,17 @@ PING_TIMEOUT_MS = 20_000
 SERVICE = pb.DESCRIPTOR.services_by_name["Backend"].full_name
 
 
-def build_server(settings: Settings, lifecycle: Lifecycle) -> grpc.aio.Server:
-    """The server with all its services, not yet listening.
+def build_server(settings: Settings, lifecycle: Lifecycle, counters: Counters | None = None) -> grpc.aio.Server:
+    """The server with all its services, not yet listening; it counts into `counters`, where there are any.
 
     Raises:
         SettingsError: channelz is asked for and not installed.
 
     """
     interceptors: list[grpc.aio.ServerInterceptor] = []
+    if counters is not None:
+        # The outermost, so that the refused are counted too.
+        interceptors.append(Counting(pb.DESCRIPTOR.services_by_name["Backend"], counters))
     if settings.auth_token:
         interceptors.append(Authentication(settings.auth_token))
     interceptors.append(StatusMapping(SERVICE, lifecycle.explained))
@@ -59,7 +63,7 @@ def build_server(settings: Settings, lifecycle: Lifecycle) -> grpc.aio.Server:
             ("grpc.http2.max_pings_without_data", 0),
         ),
     )
-    pb_grpc.add_BackendServicer_to_server(BackendServicer(lifecycle), server)
+    pb_grpc.add_BackendServicer_to_server(BackendServicer(lifecycle, counters), server)
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(lifecycle), server)
     services = [SERVICE, health.SERVICE, reflection.SERVICE_NAME]
     if settings.channelz:

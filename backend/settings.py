@@ -74,6 +74,8 @@ class Settings:
     """How many requests and prompt tokens are admitted."""
     parent_watch: float | None = 2.0
     """Seconds between two looks at whether the parent process is still there; None: nobody looks."""
+    metrics_addr: str | None = None
+    """Where Prometheus finds the metrics: `HOST:PORT` or `[IPv6]:PORT`; None opens no port and counts nothing."""
     auth_token: str | None = dataclasses.field(default=None, repr=False)
     """When set, every RPC must carry `authorization: Bearer <token>`."""
     tls: TlsFiles | None = None
@@ -174,6 +176,12 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         default=None,
         help="serve grpc.channelz.v1, gRPC's statistics of connections; needs grpcio-channelz (BACKEND_CHANNELZ=1)",
     )
+    parser.add_argument(
+        "--metrics-addr",
+        default=environ.get("BACKEND_METRICS_ADDR", ""),
+        metavar="HOST:PORT",
+        help="serve Prometheus metrics there; unset: nowhere (BACKEND_METRICS_ADDR)",
+    )
     flags = parser.parse_args(argv)
     if flags.version:
         print(versions())  # noqa: T201  # what was asked for
@@ -201,6 +209,7 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
             waiting_tokens=_limit("--max-waiting-tokens", flags.max_waiting_tokens, 1),
         ),
         parent_watch=_parent_watch(environ),
+        metrics_addr=_host_and_port("--metrics-addr", flags.metrics_addr) if flags.metrics_addr else None,
         auth_token=_token(environ.get("LOCALAI_GRPC_AUTH_TOKEN", "")),
         tls=_tls(flags.tls_cert, flags.tls_key, flags.tls_client_ca),
         channelz=_switch("BACKEND_CHANNELZ", environ.get("BACKEND_CHANNELZ", "")) if flags.channelz is None else True,
@@ -254,9 +263,14 @@ def _address(text: str) -> str:
         if not text.removeprefix("unix:").removeprefix("//"):
             raise SettingsError("--addr unix: needs a path after the colon")
         return text
+    return _host_and_port("--addr", text, "or unix:PATH")
+
+
+def _host_and_port(flag: str, text: str, otherwise: str = "") -> str:
     match = re.fullmatch(r"(\[[^\[\]]+\]|[^\[\]]+):([0-9]{1,5})", text)
     if not match or int(match[2]) > 65535:
-        msg = f"--addr {text}: use HOST:PORT with a port from 0 to 65535, [IPv6]:PORT, or unix:PATH"
+        allowed = ["HOST:PORT with a port from 0 to 65535", "[IPv6]:PORT", otherwise]
+        msg = f"{flag} {text}: use {', '.join(filter(None, allowed))}"
         raise SettingsError(msg)
     host = match[1] if ":" not in match[1] or match[1].startswith("[") else f"[{match[1]}]"
     return f"{host}:{int(match[2])}"

@@ -139,6 +139,23 @@ def test_a_value_that_cannot_be_used(flag: str, variable: str, text: str, allowe
         assert allowed in str(caught.value)
 
 
+@pytest.mark.parametrize("given", ["127.0.0.1:9090", "[::1]:9090", "metrics.example.org:0"])
+def test_the_metrics_address(given: str) -> None:
+    assert parse_settings(ADDR, {}).metrics_addr is None
+    assert parse_settings(ADDR, {"BACKEND_METRICS_ADDR": ""}).metrics_addr is None
+    assert parse_settings(ADDR, {"BACKEND_METRICS_ADDR": given}).metrics_addr == given
+    assert parse_settings([*ADDR, "--metrics-addr", given], {"BACKEND_METRICS_ADDR": "x:1"}).metrics_addr == given
+
+
+@pytest.mark.parametrize("given", ["9090", ":9090", "localhost", "localhost:65536", "unix:/run/metrics"])
+def test_a_metrics_address_that_cannot_be_used(given: str) -> None:
+    for argv, environ in (([*ADDR, "--metrics-addr", given], {}), ([*ADDR], {"BACKEND_METRICS_ADDR": given})):
+        with pytest.raises(SettingsError) as caught:
+            parse_settings(argv, environ)
+        assert str(caught.value).startswith(f"--metrics-addr {given}: use HOST:PORT")
+        assert "unix:PATH" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("value", "token"), [("secret", "secret"), ("", None), (None, None)])
 def test_the_token_comes_from_the_environment_alone(value: str | None, token: str | None) -> None:
     environ = {} if value is None else {"LOCALAI_GRPC_AUTH_TOKEN": value}

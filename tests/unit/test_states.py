@@ -34,7 +34,7 @@ class Straw:
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
-        self.dead = False
+        self.dead = self.traced = False
 
     @classmethod
     async def load(cls, plan: Any, clock: Any) -> "Straw":
@@ -47,12 +47,12 @@ class Straw:
     async def cause_of_death(self) -> str:
         return "ValueError: no memory"
 
-    async def predict(self, request: pb.PredictOptions) -> pb.Reply:
+    async def predict(self, request: pb.PredictOptions, caller: Any) -> pb.Reply:
         if self.dead:
             raise EngineGone("it stopped")
         return pb.Reply(message=b"a")
 
-    async def predict_stream(self, request: pb.PredictOptions) -> AsyncIterator[pb.Reply]:
+    async def predict_stream(self, request: pb.PredictOptions, caller: Any) -> AsyncIterator[pb.Reply]:
         yield pb.Reply(message=b"a")
 
     async def tokenize(self, request: pb.PredictOptions) -> pb.TokenizationResponse:
