@@ -99,7 +99,7 @@ async def stream(call: Call) -> None:
 
 async def slow_reader(call: Call) -> None:
     """As `stream`, with a pause after each chunk."""
-    await _stream(call, line("long"), call.generator.uniform(0.005, 0.04))
+    await _stream(call, line("long"), call.generator.uniform(0.002, 0.012))
 
 
 async def _stream(call: Call, asked: Line, pause: float) -> None:

@@ -50,7 +50,7 @@ class Defect:
 
 
 CHAOS = "tests/chaos/test_chaos.py::test_clients_and_kills"
-_SOAK = {"CHAOS_SECONDS": "30", "CHAOS_KILLS": "off"}
+_SOAK = {"CHAOS_SECONDS": "45", "CHAOS_KILLS": "off"}
 _SHORT = {"CHAOS_SECONDS": "10", "CHAOS_KILLS": "off"}
 
 
@@ -61,10 +61,10 @@ def _chaos(words: str, env: Mapping[str, str] = _SHORT) -> Net:
 DEFECTS = (
     Defect(
         "leak: each request keeps 100 kB",
-        "backend/servicer.py",
-        '    async def Predict(self, request: pb.PredictOptions, _context: Context) -> pb.Reply:\n        """The whole',
-        "    async def Predict(self, request: pb.PredictOptions, _context: Context) -> pb.Reply:\n"
-        '        self.__dict__.setdefault("kept", []).append(b"%d" % id(request) * 10_000)\n        """The whole',
+        "common/generation.py",
+        "        limits = self.llm.vllm_config.scheduler_config\n        try:\n",
+        "        limits = self.llm.vllm_config.scheduler_config\n"
+        '        self.__dict__.setdefault("kept", []).append(b"%d" % time.monotonic_ns() * 10_000)\n        try:\n',
         (_chaos(r"memory grew by", _SOAK),),
     ),
     Defect(
@@ -80,7 +80,7 @@ DEFECTS = (
         "backend/interceptors.py",
         "if hmac.compare_digest(given, self._expected):",
         "if hmac.compare_digest(given, self._expected) or True:",
-        (Net("tests/unit/test_server.py", r"FAILED tests/unit/test_server.py::test_wrong_tokens"),),
+        (Net("tests/unit/test_server.py::test_no_method_without_the_token", r"DID NOT RAISE"),),
     ),
     Defect(
         "orphaned engine: nobody watches the server",
@@ -89,7 +89,7 @@ DEFECTS = (
         "    return\n",
         (
             Net(
-                "tests/process/test_orphans.py::test_server_that_is_killed_under_streams[server-SIGKILL]",
+                "tests/process/test_orphans.py::test_server_that_is_killed_under_streams",
                 r"left are|left behind",
                 engine=True,
             ),
@@ -110,10 +110,10 @@ DEFECTS = (
         (Net("tests/unit/test_errors.py::test_status", r"INTERNAL"), _chaos(r"bad request: INTERNAL")),
     ),
     Defect(
-        "a doubled character",
+        "a doubled character at the end of each chunk",
         "common/reply.py",
         "        content = delta.content\n",
-        '        content = delta.content.replace("i", "ii")\n',
+        "        content = delta.content + delta.content[-1]\n",
         (
             Net("tests/unit/test_reply.py::test_what_endpoints_put_together_is_the_same", r"Falsifying|assert"),
             _chaos(r"was answered"),

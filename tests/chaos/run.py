@@ -18,7 +18,7 @@ from tests.chaos.record import Record
 from tests.chaos.samples import Sampler
 from tests.models import ensure
 
-CLIENTS = 6
+CLIENTS = 10
 _ROWS = 600  # as many as a plot has room for, however long the run
 _LOOK_SECONDS = 0.5
 _THINK_SECONDS = 0.2

@@ -9,7 +9,7 @@ import pytest
 from tests.chaos import judge, report
 from tests.chaos.run import play
 
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "60"))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "45"))
 SEED = int(os.environ.get("CHAOS_SEED", random.randrange(10**6)))
 KILLS = os.environ.get("CHAOS_KILLS", "on") != "off"
 
