@@ -73,13 +73,16 @@ DEFECTS = (
         "            async for reply in replies:\n                await context.write(reply)",
         "            number = 0\n            async for reply in replies:\n                number += 1\n"
         "                if number != 3:\n                    await context.write(reply)",
-        (Net("tests/unit/test_server.py::test_answers", r"assert"), _chaos(r"was answered")),
+        (
+            Net("tests/unit/test_server.py::test_answers", r"FAILED .*::test_answers - [Aa]ssert"),
+            _chaos(r"was answered"),
+        ),
     ),
     Defect(
         "authentication is skipped",
         "backend/interceptors.py",
-        "if hmac.compare_digest(given, self._expected):",
-        "if hmac.compare_digest(given, self._expected) or True:",
+        "return grpc.stream_stream_rpc_method_handler(_refuse)",
+        "return await continuation(handler_call_details)",
         (Net("tests/unit/test_server.py::test_no_method_without_the_token", r"DID NOT RAISE"),),
     ),
     Defect(
@@ -115,7 +118,7 @@ DEFECTS = (
         "        content = delta.content\n",
         "        content = delta.content + delta.content[-1]\n",
         (
-            Net("tests/unit/test_reply.py::test_what_endpoints_put_together_is_the_same", r"Falsifying|assert"),
+            Net("tests/unit/test_reply.py::test_what_endpoints_put_together_is_the_same", r"AssertionError"),
             _chaos(r"was answered"),
         ),
     ),
