@@ -9,7 +9,7 @@ MODEL ?=
 PROMPT ?= What is the capital of France?
 TESTS ?= tests
 
-.PHONY: help demo test check install clean
+.PHONY: help demo test chaos control check install clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -29,6 +29,14 @@ demo: ## install, load a model (MODEL=folder or hub id; default: SmolLM2), strea
 test: ## run the tests (TESTS=tests/unit for one room)
 	@./install.sh --extra demo --extra test
 	$(PYTHON) -m pytest $(TESTS)
+
+chaos: ## random clients and kills, then a soak (CHAOS_SECONDS=600, CHAOS_SEED=, CHAOS_KILLS=off); report in .chaos/
+	@./install.sh --extra demo --extra test
+	$(PYTHON) -m tests.chaos
+
+control: ## plant defects into copies of the tree; each must fail the tests that are there for it
+	@./install.sh --extra demo --extra test
+	CONTROL=all $(PYTHON) -m pytest -s tests/chaos/test_control.py
 
 check: ## ruff, mypy --strict, shellcheck, and whether the stubs match
 	@./install.sh --extra demo --extra test
