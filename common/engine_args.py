@@ -120,6 +120,7 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
     given = _engine_args_json(options.EngineArgs)
     args |= flagged | given
     adapters.check(args)
+    _check_structured_outputs(args["structured_outputs_config"])
     imposed = frozenset(name for name in _IMPOSED if given.get(name) is True and name not in flagged)
     if envs.VLLM_MEDIA_CONNECTOR != CONNECTOR:
         raise InvalidRequest(
@@ -143,6 +144,15 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
         imposed=imposed,
         limits=limits,
     )
+
+
+def _check_structured_outputs(config: Any) -> None:
+    backend = config.get("backend") if isinstance(config, dict) else config.backend
+    if backend != "xgrammar":
+        raise InvalidRequest(
+            "structured_outputs_config",
+            f"backend {backend!r}: use xgrammar, which requests are checked against before they reach the engine",
+        )
 
 
 def _switch(name: str, value: str) -> bool:

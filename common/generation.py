@@ -57,6 +57,12 @@ class Generator:
         choose_resampler(llm.renderer)
         self.parser_class: type[Parser] | None = self.renderer.parser
         self.default_sampling: dict[str, Any] = self.model_config.get_diff_sampling_param()
+        # The most tokens that whoever runs the model allows, as vLLM's server reads it.
+        self.most_tokens: int | None = (
+            self.default_sampling.get("max_tokens")
+            if self.model_config.generation_config not in ("auto", "vllm")
+            else self.model_config.override_generation_config.get("max_new_tokens")
+        )
 
     @property
     def has_tool_parser(self) -> bool:
@@ -144,6 +150,7 @@ class Run:
         self._clock = _Clock() if caller.observer is None else _ObservedClock(caller.observer)
         self._parser: Parser | None = None
         self._token_by_token: TokenByToken | None = None
+        self._halves: dict[int, str] = {}
         self.usage = Usage()
         self.logprobs: list[dict[str, Any]] = []
 
@@ -160,6 +167,8 @@ class Run:
                 parser = parser or self._fresh_parser()
                 for delta in joined(self._parsed(cast("Parser", parser), output)):
                     yield delta
+        if self._halves:
+            yield Delta(tool_calls=[ToolCall(index, arguments=half) for index, half in self._halves.items()])
 
     async def whole(self) -> Completion:
         """The answer in one piece."""
@@ -180,7 +189,7 @@ class Run:
                 model_output_token_ids=token_ids,
             )
             if self._request.openai.tools and self._request.openai.tool_choice not in (None, "none"):
-                calls = parsed or ()
+                calls = (parsed or ())[:1] if self._request.one_call else parsed or ()
         return Completion(
             content=_clean(content or ""),
             reasoning=reasoning or "",
@@ -214,8 +223,23 @@ class Run:
                 yield Delta(reasoning=message.reasoning)
             if text := _clean(message.content or ""):
                 yield Delta(content=text)
-            if message.tool_calls:
-                yield Delta(tool_calls=[_fragment(call) for call in message.tool_calls])
+            calls = message.tool_calls
+            if self._request.one_call:
+                calls = [call for call in calls if call.index == 0]
+            if fragments := [self._whole_characters(_fragment(call)) for call in calls]:
+                yield Delta(tool_calls=fragments)
+
+    def _whole_characters(self, fragment: ToolCall) -> ToolCall:
+        """`fragment` with the half of a surrogate pair that the last one of its call ended with, and without its own.
+
+        A model may write a character in two escapes, which parsers give as two halves.
+        """
+        text = self._halves.pop(fragment.index, "") + fragment.arguments
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            self._halves[fragment.index] = text[-1]
+            text = text[:-1]
+        fragment.arguments = text
+        return fragment
 
     def _fresh_parser(self) -> Parser | None:
         # A raw prompt's answer is text, whatever it looks like.
@@ -236,6 +260,7 @@ class Run:
                 request.max_tokens,
                 extract_prompt_len(generator.model_config, engine_input),
                 generator.default_sampling,
+                generator.most_tokens,
             )
             params = request.openai.to_sampling_params(max_tokens, generator.default_sampling)
             if parser is not None and reads_one_token(parser):

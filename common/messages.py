@@ -1,6 +1,7 @@
 """`Message`s of the wire -> OpenAI messages, as dictionaries that vLLM's chat utilities take."""
 
 import json
+import logging
 import math
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -11,6 +12,8 @@ from common.pb import backend_pb2 as pb
 # Of objects and arrays within each other; what vLLM allows in a JSON schema. Code that handles such values later, and
 # chat templates, call themselves once or more per level.
 MOST_DEPTH = 64
+logger = logging.getLogger(__name__)
+
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -57,8 +60,7 @@ def _tool_call(where: str, call: Any) -> dict[str, Any]:
         raise InvalidRequest(where, 'must be {"id", "type": "function", "function": {"name", "arguments"}}')
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        # An empty string is how some clients write a call without arguments.
-        arguments = parse_json(f"{where}.function.arguments", arguments) if arguments.strip() else {}
+        arguments = _history_arguments(where, arguments)
     if arguments is None:
         arguments = {}
     if not isinstance(arguments, dict):
@@ -68,6 +70,20 @@ def _tool_call(where: str, call: Any) -> dict[str, Any]:
         "type": "function",
         "function": {"name": function["name"], "arguments": json.dumps(arguments, ensure_ascii=False)},
     }
+
+
+def _history_arguments(where: str, text: str) -> dict[str, Any]:
+    """The arguments of a call in the history: none for one that a limit has cut, which would fail every later turn."""
+    if not text.strip():
+        return {}
+    try:
+        arguments = parse_json(where, text)
+    except InvalidRequest:
+        arguments = None
+    if isinstance(arguments, dict):
+        return arguments
+    logger.warning("%s.function.arguments: no JSON object (%d characters); taken for {}", where, len(text))
+    return {}
 
 
 def parse_json(field: str, text: str) -> Any:

@@ -18,6 +18,9 @@ from common.lora import Adapters
 from common.observation import NOBODY, Caller
 from common.pb import backend_pb2 as pb
 from common.request import GenerationRequest, generation_request, is_heavy
+from common.vllm_log import leave_answers_out
+
+leave_answers_out()
 
 __all__ = ["LoadPlan", "Model", "plan_load"]
 

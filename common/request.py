@@ -1,10 +1,12 @@
 """`PredictOptions` -> the OpenAI request that vLLM's renderer and parsers take: every quirk of the wire ends here."""
 
 import dataclasses
+import inspect
 import uuid
 from typing import Any
 
 import pydantic
+from transformers import PythonBackend
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMClientError, VLLMValidationError
@@ -20,7 +22,14 @@ from common.tools import openai_tool_choice, openai_tools
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 MAX_REQUEST_ID = 256
 # Arguments of the template renderer itself, which a request must not reach.
-_RESERVED_TEMPLATE_KWARGS = ("chat_template", "tokenize", "messages", "tools")
+_RESERVED_TEMPLATE_KWARGS = frozenset(
+    {"chat_template", "tokenize", "messages", "tools", "self", "model_config", "tokenizer", "conversation"}
+    | inspect.signature(PythonBackend.apply_chat_template).parameters.keys()
+)
+# A grammar or schema is compiled once more in the event loop, at about 2 MB/s.
+MOST_JSON = 512 * 1024
+# What takes longer than a switch to a thread.
+_LONG = 64 * 1024
 # OpenAI's names, as they stand in vLLM's messages -> the wire's.
 WIRE_NAMES = {
     "allowed_token_ids": "LogitBias",
@@ -67,6 +76,8 @@ class GenerationRequest:
     """Alternatives per token; None where no log-probabilities are asked for."""
     adapter: str = ""
     """The LoRA adapter's name; empty for the model's default."""
+    one_call: bool = False
+    """Whether calls after the first are left out, as the caller wants none in parallel."""
     media: tuple[Item, ...] = ()
     """All images, videos and audio clips; a chat has them in its messages, a raw prompt does not."""
 
@@ -96,6 +107,7 @@ def generation_request(
         Unsupported: the request asks for what this server doesn't do.
 
     """
+    _check_sizes(options)
     media = media_items(options)
     fields = sampling_fields(options, max_logprobs=max_logprobs)
     if ignore_seed:
@@ -125,7 +137,8 @@ def generation_request(
     openai.stop = stop
     max_tokens = options.Tokens if options.Tokens > 0 else None
     adapter = options.Metadata.get("lora", "")
-    return GenerationRequest(openai, request_id, max_tokens, top_logprobs, adapter, media)
+    one_call = isinstance(openai, ChatCompletionRequest) and openai.parallel_tool_calls is False
+    return GenerationRequest(openai, request_id, max_tokens, top_logprobs, adapter, one_call, media)
 
 
 def is_heavy(options: pb.PredictOptions) -> bool:
@@ -136,7 +149,16 @@ def is_heavy(options: pb.PredictOptions) -> bool:
         or options.Videos
         or options.Audios
         or any(key in options.Metadata for key in ("json_schema", "response_format"))
+        or len(options.Tools) + len(options.LogitBias) + sum(len(m.tool_calls) for m in options.Messages) > _LONG
     )
+
+
+def _check_sizes(options: pb.PredictOptions) -> None:
+    texts = {"Grammar": options.Grammar, "Tools": options.Tools}
+    texts |= {f'Metadata["{key}"]': options.Metadata.get(key, "") for key in ("json_schema", "response_format")}
+    for field, text in texts.items():
+        if len(text) > MOST_JSON:
+            raise InvalidRequest(field, f"has {len(text)} characters; use at most {MOST_JSON}")
 
 
 def from_vllm(error: Exception, prompt_field: str = "Prompt") -> InvalidRequest:
@@ -147,6 +169,8 @@ def from_vllm(error: Exception, prompt_field: str = "Prompt") -> InvalidRequest:
         field = prompt_field
     # str() would repeat the parameter's name and the whole value, which may be the prompt.
     text = str(error.args[0]) if isinstance(error, VLLMClientError) and error.args else str(error)
+    if "structural tag" in text:
+        return InvalidRequest("Tools", f"the parameters of a function can't be enforced: {text}")
     return InvalidRequest(field, text)
 
 
@@ -166,7 +190,7 @@ def _raw_prompt(options: pb.PredictOptions) -> str:
 def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {"messages": openai_messages(options.Messages)}
     tools = openai_tools(options.Tools)
-    choice = openai_tool_choice(options.ToolChoice, tools)
+    choice, parallel = openai_tool_choice(options.ToolChoice, tools)
     if tools and choice != "none":
         if not has_tool_parser and choice != "auto":
             raise InvalidRequest(
@@ -174,6 +198,8 @@ def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[s
             )
         # Without a parser the template still shows the tools, and the caller finds the calls in the text.
         fields |= {"tools": tools, "tool_choice": choice if has_tool_parser else "none"}
+        if not parallel:
+            fields["parallel_tool_calls"] = False
     elif not tools and choice not in ("auto", "none"):
         raise InvalidRequest("ToolChoice", f"{options.ToolChoice} needs Tools, and there are none")
     kwargs = _template_kwargs(options)
@@ -184,6 +210,9 @@ def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[s
             )
         fields["reasoning_effort"] = effort
         kwargs.pop("reasoning_effort", None)
+        if "enable_thinking" not in kwargs:
+            # As vLLM does for `enable_thinking` itself.
+            kwargs.setdefault("thinking", effort != "none")
     if _switch(options, "continue_final_message"):
         if options.Messages[-1].role != "assistant":
             raise InvalidRequest(
@@ -206,6 +235,8 @@ def _template_kwargs(options: pb.PredictOptions) -> dict[str, Any]:
     thinking = _switch(options, "enable_thinking")
     if thinking is not None:
         kwargs["enable_thinking"] = thinking
+        # What DeepSeek, Granite and others call it; a template that knows no such variable is not given it.
+        kwargs.setdefault("thinking", thinking)
     return kwargs
 
 

@@ -25,10 +25,11 @@ def openai_tools(text: str) -> list[dict[str, Any]]:
     return [_tool(f"Tools[{index}]", tool) for index, tool in enumerate(tools)]
 
 
-def openai_tool_choice(text: str, tools: list[dict[str, Any]]) -> str | dict[str, Any]:
-    """`"auto"`, `"none"`, `"required"`, or OpenAI's object for one named function; `"auto"` when not given.
+def openai_tool_choice(text: str, tools: list[dict[str, Any]]) -> tuple[str | dict[str, Any], bool]:
+    """`"auto"`, `"none"`, `"required"`, or OpenAI's object for one named function; and whether calls may be parallel.
 
-    Takes JSON-quoted and bare words, OpenAI's and Anthropic's objects, and either of them encoded twice.
+    Takes JSON-quoted and bare words, OpenAI's and Anthropic's objects, and either of them encoded twice; `"auto"` when
+    not given.
 
     Raises:
         InvalidRequest: another shape, or a function that is not among `tools`.
@@ -43,24 +44,23 @@ def openai_tool_choice(text: str, tools: list[dict[str, Any]]) -> str | dict[str
         except InvalidRequest:
             _unknown(text)
     if choice is None or choice == "":
-        return "auto"
+        return "auto", True
     if isinstance(choice, str):
-        return _CHOICES.get(choice) or _unknown(text)
+        return _CHOICES.get(choice) or _unknown(text), True
     if not isinstance(choice, dict):
         _unknown(text)
+    parallel = choice.get("disable_parallel_tool_use") is not True
     kind = choice.get("type")
-    if not isinstance(kind, str | None):
-        _unknown(text)
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else choice.get("name")
-    if kind in _CHOICES and not name:
-        return _CHOICES[str(kind)]
-    if not isinstance(name, str) or not name:
+    if isinstance(kind, str) and kind in _CHOICES and not name:
+        return _CHOICES[kind], parallel
+    if kind not in (None, "function", "tool") or not isinstance(name, str) or not name:
         _unknown(text)
     names = [tool["function"]["name"] for tool in tools]
     if name not in names:
         raise InvalidRequest("ToolChoice", f"no function {name!r} in Tools; it has {', '.join(names) or 'none'}")
-    return {"type": "function", "function": {"name": name}}
+    return {"type": "function", "function": {"name": name}}, parallel
 
 
 def _tool(where: str, tool: Any) -> dict[str, Any]:

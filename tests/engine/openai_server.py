@@ -48,7 +48,13 @@ class OpenAIServer:
             "tool_parser": chosen.tool_parser,
             "reasoning_parser": chosen.reasoning_parser or "",
         }
-        template = {"request_logger": None, "chat_template": None, "chat_template_content_format": "auto"}
+        template: dict[str, Any] = {
+            "request_logger": None,
+            "chat_template": None,
+            "chat_template_content_format": "auto",
+        }
+        # As we do it: who wants no calls doesn't show the tools.
+        template["exclude_tools_when_tool_choice_none"] = True
         renderer = OnlineRenderer(llm.model_config, llm.renderer, **parsers, **template)
         models = OpenAIServingModels(llm, [BaseModelPath(name=NAME, model_path=model.plan.model)])
         self._chat = OpenAIServingChat(llm, models, "assistant", online_renderer=renderer, **parsers, **template)
@@ -181,6 +187,9 @@ def to_wire(request: Mapping[str, Any]) -> pb.PredictOptions:
                 wire.StopPrompts.extend(value)
             else:
                 setattr(wire, field, value)
+    if left.pop("parallel_tool_calls", True) is False:
+        # In Anthropic's shape, the only one that has it.
+        wire.ToolChoice = json.dumps({"type": "auto", "disable_parallel_tool_use": True})
     for name, field in _JSON.items():
         if name in left:
             setattr(wire, field, json.dumps(left.pop(name), sort_keys=True))

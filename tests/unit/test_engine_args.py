@@ -313,10 +313,6 @@ def test_false_can_win() -> None:
             '{"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}',
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
         ),
-        (
-            '{"structured_outputs_config": {"backend": "guidance"}}',
-            {"structured_outputs_config": {"backend": "guidance"}},
-        ),
     ],
 )
 def test_engine_args(text: str, expected: dict[str, Any]) -> None:
@@ -356,6 +352,20 @@ def test_engine_args_that_cannot_be_used(text: str, field: str, reason: str) -> 
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"EngineArgs": '{"structured_outputs_config": {"backend": "guidance"}}'},
+        {"EngineArgs": '{"structured_outputs_config": {"backend": "auto"}}'},
+        {"Options": ['--structured-outputs-config:{"backend": "guidance"}']},
+        {"Options": ["--structured-outputs-config.backend:guidance"]},
+    ],
+)
+def test_structured_outputs_have_one_backend(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match=r"xgrammar|not a flag"):
+        plan(**fields)
 
 
 def test_another_part_of_structured_outputs_leaves_the_backend() -> None:

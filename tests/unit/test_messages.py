@@ -69,6 +69,13 @@ def test_optional_fields() -> None:
         (" ", {}),
         ("null", {}),
         (None, {}),
+        # What a limit has cut, and what a careless client has made of arguments, is no reason to end a conversation.
+        ('{"city": "Par', {}),
+        ("5", {}),
+        ("[1]", {}),
+        ('{"x": NaN}', {}),
+        ('{"x": "\\ud800"}', {}),
+        pytest.param("[" * 100_000, {}, id="deep"),
     ],
 )
 def test_arguments_are_an_object_once_encoded(arguments: Any, expected: dict[str, Any]) -> None:
@@ -105,12 +112,9 @@ def test_no_calls(text: str) -> None:
         ('[{"function": {}}]', "[0]"),
         ('[{"function": {"name": ""}}]', "[0]"),
         ('[{"function": {"name": 5}}]', "[0]"),
-        (call("{"), "[0].function.arguments"),
-        (call("5"), "[0].function.arguments"),
         (call(5), "[0].function.arguments"),
         (call([1]), "[0].function.arguments"),
-        (call('{"x": NaN}'), "[0].function.arguments"),
-        (call("{}")[:-1] + ', {"function": {"name": "g", "arguments": "["}}]', "[1].function.arguments"),
+        (call("{}")[:-1] + ', {"function": {"name": "g", "arguments": 5}}]', "[1].function.arguments"),
         pytest.param("[" * 100_000, "", id="deep"),
     ],
 )

@@ -14,7 +14,7 @@ from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
 from common.errors import BackendError, InvalidRequest
 from common.pb import backend_pb2 as pb
-from common.request import REASONING_EFFORTS, WIRE_NAMES, GenerationRequest, from_vllm, generation_request
+from common.request import MOST_JSON, REASONING_EFFORTS, WIRE_NAMES, GenerationRequest, from_vllm, generation_request
 from common.vllm_errors import translated
 
 HELLO = pb.Message(role="user", content="Hello")
@@ -205,27 +205,37 @@ def test_a_raw_prompt_has_no_tools() -> None:
     [
         ({}, None, None),
         ({"unknown": "x"}, None, None),
-        ({"enable_thinking": "true"}, {"enable_thinking": True}, None),
-        ({"enable_thinking": "false"}, {"enable_thinking": False}, None),
+        ({"enable_thinking": "true"}, {"enable_thinking": True, "thinking": True}, None),
+        ({"enable_thinking": "false"}, {"enable_thinking": False, "thinking": False}, None),
         ({"enable_thinking": ""}, None, None),
         ({"chat_template_kwargs": ""}, None, None),
         ({"chat_template_kwargs": "{}"}, None, None),
         ({"chat_template_kwargs": '{"a": [1], "b": null}'}, {"a": [1], "b": None}, None),
         (
             {"chat_template_kwargs": '{"enable_thinking": true}', "enable_thinking": "false"},
-            {"enable_thinking": False},
+            {"enable_thinking": False, "thinking": False},
             None,
         ),
         (
-            {"chat_template_kwargs": '{"chat_template": "x", "tokenize": 1, "messages": [], "tools": [], "a": 1}'},
+            {
+                "chat_template_kwargs": '{"chat_template": "x", "tokenize": 1, "messages": [], "tools": [], "a": 1,'
+                ' "conversation": [], "self": 1, "continue_final_message": true}'
+            },
             {"a": 1},
             None,
         ),
-        ({"reasoning_effort": "low"}, None, "low"),
+        ({"reasoning_effort": "low"}, {"thinking": True}, "low"),
+        ({"reasoning_effort": "none"}, {"thinking": False}, "none"),
+        ({"reasoning_effort": "low", "enable_thinking": "false"}, {"enable_thinking": False, "thinking": False}, "low"),
+        (
+            {"enable_thinking": "true", "chat_template_kwargs": '{"thinking": false}'},
+            {"enable_thinking": True, "thinking": False},
+            None,
+        ),
         ({"reasoning_effort": ""}, None, None),
         (
             {"reasoning_effort": "high", "chat_template_kwargs": '{"reasoning_effort": "low", "a": 1}'},
-            {"a": 1},
+            {"a": 1, "thinking": True},
             "high",
         ),
     ],
@@ -481,3 +491,19 @@ def test_any_text_arrives_as_it_is(content: str, stop: str) -> None:
     request = chat(Messages=[pb.Message(role="user", content=content)], StopPrompts=[stop or "x"])
     assert request.messages[0]["content"] == content
     assert request.stop == [stop or "x"]
+
+
+@pytest.mark.parametrize("field", ["Grammar", "Tools", "json_schema", "response_format"])
+def test_what_would_be_compiled_for_seconds_is_refused(field: str) -> None:
+    text = " " * (MOST_JSON + 1)
+    fields: dict[str, Any] = {field: text} if field[0].isupper() else {"Metadata": {field: text}}
+    with pytest.raises(InvalidRequest, match=f"use at most {MOST_JSON}"):
+        chat(**fields)
+
+
+def test_one_call_at_a_time() -> None:
+    choice = '{"type": "auto", "disable_parallel_tool_use": true}'
+    request = understand(UseTokenizerTemplate=True, Messages=[HELLO], Tools=CLOCK, ToolChoice=choice)
+    assert request.one_call
+    assert request.openai.parallel_tool_calls is False
+    assert not understand(UseTokenizerTemplate=True, Messages=[HELLO], Tools=CLOCK).one_call

@@ -82,7 +82,6 @@ SHAPES: list[tuple[Any, str | dict[str, Any]]] = [
     ({"type": "none"}, "none"),
     ({"type": "any"}, "required"),
     ({"type": "required"}, "required"),
-    ({"type": "auto", "disable_parallel_tool_use": True}, "auto"),
     ({"type": "function", "function": {"name": "clock"}}, NAMED),
     ({"type": "function", "name": "clock"}, NAMED),
     ({"type": "tool", "name": "clock"}, NAMED),
@@ -104,7 +103,21 @@ def encodings(value: Any) -> list[str]:
     [(text, expected) for value, expected in SHAPES for text in encodings(value)] + [("", "auto"), (" ", "auto")],
 )
 def test_choice(text: str, expected: str | dict[str, Any]) -> None:
-    assert openai_tool_choice(text, TOOLS) == expected
+    assert openai_tool_choice(text, TOOLS) == (expected, True)
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"type": "auto", "disable_parallel_tool_use": True}, ("auto", False)),
+        ({"type": "any", "disable_parallel_tool_use": True}, ("required", False)),
+        ({"type": "tool", "name": "clock", "disable_parallel_tool_use": True}, (NAMED, False)),
+        ({"type": "auto", "disable_parallel_tool_use": False}, ("auto", True)),
+        ({"type": "auto", "disable_parallel_tool_use": None}, ("auto", True)),
+    ],
+)
+def test_anthropic_wants_one_call_at_a_time(choice: Any, expected: tuple[Any, bool]) -> None:
+    assert openai_tool_choice(json.dumps(choice), TOOLS) == expected
 
 
 @pytest.mark.parametrize(
@@ -113,6 +126,7 @@ def test_choice(text: str, expected: str | dict[str, Any]) -> None:
         *("Auto", "always", "nope", "n", "function", "clock", '"clock"', '"always"', "5", "true", "[]", '["auto"]'),
         *("{", "{}", '{"type": "function"}', '{"type": "tool"}', '{"type": 5}', '{"name": 5}', '{"name": ""}', '"'),
         *('{"type": ["auto"]}', '{"type": {"auto": 1}}', '{"type": null}', '{"type": "any", "name": [1]}'),
+        *('{"type": "none", "name": "clock"}', '{"type": "auto", "name": "clock"}', '{"type": "odd", "name": "clock"}'),
         *('{"function": "clock"}', '{"type": "function", "function": {"name": {}}}', json.dumps(json.dumps('"x"'))),
         pytest.param("[" * 100_000, id="deep list"),
         pytest.param('{"a":' * 100_000, id="deep object"),
@@ -157,7 +171,7 @@ def test_any_json_is_understood_or_refused(value: Any, depth: int) -> None:
     text = value if depth == 0 and isinstance(value, str) else json.dumps(value)
     for _ in range(1, depth):
         text = json.dumps(text)
-    choice = outcome(lambda: openai_tool_choice(text, TOOLS))
+    choice = outcome(lambda: openai_tool_choice(text, TOOLS)[0])
     named = [{"type": "function", "function": {"name": name}} for name in ("get_weather", "clock")]
     assert choice in ("auto", "none", "required", *named, "refused: ToolChoice")
 
