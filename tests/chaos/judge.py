@@ -1,10 +1,11 @@
 """What a run must have kept, in sentences about what it has not."""
 
 import math
+import os
 import statistics
 from collections.abc import Iterator
 
-from tests.chaos.clients import KINDS
+from tests.chaos.clients import KINDS, chosen
 from tests.chaos.run import Outcome
 from tests.chaos.samples import Row, Trend, soak_rows, trend
 
@@ -60,7 +61,7 @@ def _behaviour(outcome: Outcome) -> Iterator[str]:
     # Each of the clients is idle for a tenth of a second at a time; one answer in ten seconds is next to none.
     if record.good < outcome.seconds / 10:
         yield f"only {record.good} right answers in {outcome.seconds:.0f} s"
-    for kind in KINDS:
+    for kind in chosen(os.environ.get("CHAOS_CLIENTS", "")):
         if outcome.seconds >= LONG_RUN and not record.counts[kind]:
             yield f"no client of the kind {kind} came"
 
