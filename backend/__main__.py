@@ -7,16 +7,18 @@ import resource
 import signal
 import sys
 import tempfile
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from backend.logs import configure_logging
 from backend.settings import Settings, SettingsError, parse_settings
+
+if TYPE_CHECKING:
+    import grpc
 
 logger = logging.getLogger("backend")
 
 # Sixty-four times the connections that the orchestrator has at most.
 MOST_DESCRIPTORS = 65536
-# What handlers get that no engine answers any more.
-FAILED_DRAIN_SECONDS = 1.0
 
 
 def main() -> None:
@@ -33,15 +35,16 @@ def main() -> None:
         tempfile.gettempdir()  # vLLM's processes talk through sockets there
     except (SettingsError, OSError) as error:
         leave(2, str(error))
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=settings.log_level.upper(),
-        format="%(levelname)s %(asctime)s [%(name)s] %(message)s",
-        datefmt="%m-%d %H:%M:%S",
-    )
-    import uvloop
-
+    configure_logging(settings.log_level, settings.log_format)
+    # gRPC's core writes a line of its own for every handshake that fails, without being asked.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
+        if settings.check is not None:
+            from backend import check
+
+            leave(*check.run(settings))
+        import uvloop
+
         uvloop.run(serve(settings, parent))
     except SettingsError as error:
         leave(2, str(error))
@@ -51,19 +54,24 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     """Serve until told to stop, or until the engine or the process `parent` dies; then end the process.
 
     Raises:
-        SettingsError: the address can't be listened on.
+        SettingsError: the address can't be listened on, or a TLS file can't be used.
 
     """
+    from backend import metrics_port
+    from backend.counters import Counters
     from backend.lifecycle import Lifecycle
     from backend.parent_watch import watch_parent
-    from backend.server import build_server, listen
+    from backend.server import build_server
     from backend.shutdown import leave, shut_down
+    from backend.sockets import is_local, listen
 
     loop = asyncio.get_running_loop()
     lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout, limits=settings.limits)
     _allow_many_connections()
-    server = build_server(settings, lifecycle)
-    addr = listen(server, settings.addr)
+    metrics = metrics_port.bind(settings.metrics_addr) if settings.metrics_addr else None
+    counters = Counters() if metrics else None
+    server = build_server(settings, lifecycle, counters)
+    addr = listen(server, settings.addr, _credentials(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop)
     if settings.parent_watch is not None:
@@ -74,12 +82,26 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
         watch_parent(parent, settings.parent_watch, parent_is_gone)
     await server.start()
     logger.info("listening on %s", addr)
+    if not settings.checks_clients and not is_local(addr):
+        logger.warning(
+            "whoever can reach %s can use this server: set LOCALAI_GRPC_AUTH_TOKEN, or --tls-client-ca with TLS", addr
+        )
+    if metrics and counters:
+        metrics_port.serve_in_background(metrics, counters, lifecycle)
     lifecycle.import_in_background()
 
     cause = await lifecycle.stopped()
     logger.info("stopping: %s", cause or "asked to")
     await shut_down(lifecycle, server, drain_seconds=settings.drain_seconds, shutdown_timeout=settings.shutdown_timeout)
     leave(1 if cause else 0, cause)
+
+
+def _credentials(settings: Settings) -> "grpc.ServerCredentials | None":
+    if settings.tls is None:
+        return None
+    from backend.tls import server_credentials
+
+    return server_credentials(settings.tls)
 
 
 def _allow_many_connections() -> None:

@@ -27,13 +27,15 @@ STATUS_CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """Status and text for the caller; a bug of ours gets an id that the log has too.
+    """Status and text for the caller, logged at DEBUG; a bug of ours gets an id that the log has at ERROR too.
 
     The log shows where, never the exception's own text, which may hold a prompt.
     """
     for kind, code in STATUS_CODES:
         if isinstance(error, kind):
-            return code, _clipped(str(error) or type(error).__name__)
+            text = _clipped(str(error) or type(error).__name__)
+            logger.debug("%s: %s", code.name, text)
+            return code, text
     incident = uuid.uuid4().hex[:12]
     frames = "".join(traceback.format_tb(error.__traceback__))
     logger.error("internal error %s: %s\n%s", incident, type(error).__name__, frames)

@@ -1,35 +1,78 @@
-"""What every RPC passes through: first who is asking, then what becomes of its exceptions."""
+"""What every RPC passes through: it is counted; then who is asking; then what becomes of its exceptions."""
 
+import asyncio
+import hashlib
 import hmac
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 
+from backend.counters import Counters
 from backend.errors import status_of
 from common.errors import InvalidRequest
+from common.request_context import request_id
 
 # Generic in its stubs, but not at run time.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 
+# A label that callers could fill with words of their own would grow without end.
+UNKNOWN_METHOD = "unknown"
+# A caller's deadline reaches us rounded up by as much as this part of it, and some time after the call began.
+_ROUNDED = 0.01
+_ON_THE_WAY = 0.02
 
-class Authentication(grpc.aio.ServerInterceptor):
-    """Refuses every RPC without the right bearer token, before its request is even deserialised."""
 
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
+class Counting(grpc.aio.ServerInterceptor):
+    """Counts the RPCs of one service, also those that the interceptors after it refuse."""
+
+    def __init__(self, service: ServiceDescriptor, counters: Counters) -> None:
+        self._methods = {f"/{service.full_name}/{method.name}": method.name for method in service.methods}
+        self._prefix = f"/{service.full_name}/"
+        self._counters = counters
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
         """See `grpc.aio.ServerInterceptor`."""
-        given = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
-        given = given if isinstance(given, bytes) else given.encode()
-        if hmac.compare_digest(given, self._expected):
+        handler = await continuation(handler_call_details)
+        path = handler_call_details.method
+        if not path.startswith(self._prefix):
+            return handler
+        method = self._methods.get(path, UNKNOWN_METHOD)
+        if handler is None:
+            self._counters.rpc_started(method)
+            self._counters.rpc_finished(method, grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
+            return None
+        return _replaced(handler, lambda behaviour: _counted(behaviour, method, self._counters))
+
+
+class Authentication(grpc.aio.ServerInterceptor):
+    """Refuses every RPC without the right bearer token, before its request is even deserialised.
+
+    One `authorization` header is needed, exactly: of two, others on the way may have looked at the other one.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._expected = _digest(f"Bearer {token}")
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """See `grpc.aio.ServerInterceptor`."""
+        given = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
+        if len(given) == 1 and hmac.compare_digest(_digest(given[0]), self._expected):
             return await continuation(handler_call_details)
         return grpc.stream_stream_rpc_method_handler(_refuse)
+
+
+def _digest(value: str | bytes) -> bytes:
+    """As long for every value, since a comparison takes its time by the length."""
+    return hashlib.sha256(value if isinstance(value, bytes) else value.encode(errors="surrogateescape")).digest()
 
 
 class StatusMapping(grpc.aio.ServerInterceptor):
@@ -46,15 +89,48 @@ class StatusMapping(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(self._prefix):
             return handler
-        # Every method of the servicer is a coroutine; streams write to the context.
-        if handler.request_streaming:
-            factory, behaviour = grpc.stream_stream_rpc_method_handler, handler.stream_stream
-        elif handler.response_streaming:
-            factory, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        else:
-            factory, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        deserializer = _forgiving(handler.request_deserializer)
-        return factory(_mapped(behaviour, self._explained), deserializer, handler.response_serializer)
+        return _replaced(handler, lambda old: _mapped(old, self._explained), _forgiving)
+
+
+def _replaced(handler: Handler, behaviour: Any, deserializer: Any = lambda same: same) -> Handler:
+    """The same handler, with what the two functions make of its behaviour and its deserialiser."""
+    # Every method of the servicer is a coroutine; streams write to the context.
+    if handler.request_streaming:
+        factory, old = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+    elif handler.response_streaming:
+        factory, old = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+    else:
+        factory, old = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+    return factory(behaviour(old), deserializer(handler.request_deserializer), handler.response_serializer)
+
+
+def _counted(behaviour: Any, method: str, counters: Counters) -> Any:
+    async def counted(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        started = time.monotonic()
+        granted = context.time_remaining()
+        code = grpc.StatusCode.OK
+        counters.rpc_started(method)
+        try:
+            return await behaviour(request, context)
+        except asyncio.CancelledError:
+            code = _end_of_cancelled(granted, context.time_remaining())
+            raise
+        except BaseException:
+            aborted = context.code()
+            # Without an abort it is the number 0, and gRPC answers UNKNOWN.
+            code = aborted if isinstance(aborted, grpc.StatusCode) else grpc.StatusCode.UNKNOWN
+            raise
+        finally:
+            counters.rpc_finished(method, code.name, time.monotonic() - started)
+
+    return counted
+
+
+def _end_of_cancelled(granted: float | None, remaining: float | None) -> grpc.StatusCode:
+    """What the caller saw: gRPC cancels also those whose deadline has passed, and tells us no difference."""
+    if granted is None or remaining is None or remaining > granted * _ROUNDED + _ON_THE_WAY:
+        return grpc.StatusCode.CANCELLED
+    return grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class _Malformed:
@@ -80,6 +156,8 @@ def _mapped(behaviour: Any, explained: Callable[[Exception], Awaitable[Exception
     async def mapped(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         if request is _Malformed:
             await context.abort(*status_of(_MALFORMED))
+        # Each RPC has a task, and so a context, of its own.
+        request_id.set(getattr(request, "CorrelationId", ""))
         try:
             return await behaviour(request, context)
         except grpc.aio.AbortError:

@@ -63,6 +63,7 @@ class Lifecycle:
 
     Attributes:
         load_clock: the stage of the load that is running; None otherwise.
+        loaded_at: `time.monotonic()` of the moment that the model was ready; None without one.
 
     """
 
@@ -70,6 +71,7 @@ class Lifecycle:
         self._state = State.NO_MODEL
         self._state_listeners: list[Callable[[State], None]] = []
         self.load_clock: StageClock | None = None
+        self.loaded_at: float | None = None
         self._shutdown_timeout = shutdown_timeout
         self._limits = limits
         self._model: Model | None = None
@@ -259,10 +261,12 @@ class Lifecycle:
             logger.warning("load failed after %.1f s: %s", clock.seconds, error)
             raise
         clock.enter(None)
+        self.loaded_at = time.monotonic()
         logger.info("load: ready in %.1f s", clock.seconds)
 
     async def _close_model(self) -> None:
         model, self._model, self._identity = self._model, None, ""
+        self.loaded_at = None
         if self.state is State.READY:
             self.state = State.NO_MODEL
         if model is not None:

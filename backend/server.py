@@ -1,29 +1,40 @@
-"""Puts the grpc.aio server together: options, interceptors, services, and the socket it listens on."""
+"""Puts the grpc.aio server together: options, interceptors, services."""
 
-import errno
-import os
-import socket
-import stat
+from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from backend.interceptors import Authentication, StatusMapping
+from backend import health
+from backend.counters import Counters
+from backend.interceptors import Authentication, Counting, StatusMapping
 from backend.lifecycle import Lifecycle
 from backend.servicer import BackendServicer
 from backend.settings import Settings, SettingsError
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 
-MOST_PATH_BYTES = 107  # unix(7)
+# Of all headers of a request together; ours stay below by `errors.MOST_BYTES`.
+MOST_HEADER_BYTES = 16 * 1024
+# On one connection. An orchestrator has few connections; how many requests run is not decided here.
+MOST_STREAMS = 16_384
+PING_MS = 60_000
+PING_TIMEOUT_MS = 20_000
 SERVICE = pb.DESCRIPTOR.services_by_name["Backend"].full_name
 
 
-def build_server(settings: Settings, lifecycle: Lifecycle) -> grpc.aio.Server:
-    """The server with all its services, not yet listening."""
+def build_server(settings: Settings, lifecycle: Lifecycle, counters: Counters | None = None) -> grpc.aio.Server:
+    """The server with all its services, not yet listening; it counts into `counters`, where there are any.
+
+    Raises:
+        SettingsError: channelz is asked for and not installed.
+
+    """
     interceptors: list[grpc.aio.ServerInterceptor] = []
+    if counters is not None:
+        # The outermost, so that the refused are counted too.
+        interceptors.append(Counting(pb.DESCRIPTOR.services_by_name["Backend"], counters))
     if settings.auth_token:
         interceptors.append(Authentication(settings.auth_token))
     interceptors.append(StatusMapping(SERVICE, lifecycle.explained))
@@ -34,72 +45,49 @@ def build_server(settings: Settings, lifecycle: Lifecycle) -> grpc.aio.Server:
             ("grpc.so_reuseport", 0),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
+            # One limit: between gRPC's own two (8 and 16 KiB) it refuses by chance.
+            ("grpc.max_metadata_size", MOST_HEADER_BYTES),
+            ("grpc.absolute_max_metadata_size", MOST_HEADER_BYTES),
+            ("grpc.max_concurrent_streams", MOST_STREAMS),
+            # gRPC cancels calls that wait for Python, at random above 1000: a burst of so many is no overload.
+            ("grpc.server.max_pending_requests", MOST_STREAMS),
+            ("grpc.server.max_pending_requests_hard_limit", MOST_STREAMS),
+            ("grpc.enable_channelz", int(settings.channelz)),
+            # Clients may ping as they like, also between calls; gRPC would close their connection.
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # A client whose machine is gone says nothing; its requests must not run to their end.
+            ("grpc.keepalive_time_ms", PING_MS),
+            ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+            ("grpc.http2.max_pings_without_data", 0),
         ),
     )
-    pb_grpc.add_BackendServicer_to_server(BackendServicer(lifecycle), server)
-    health_pb2_grpc.add_HealthServicer_to_server(health_aio.HealthServicer(), server)
-    services = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    pb_grpc.add_BackendServicer_to_server(BackendServicer(lifecycle, counters), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(lifecycle), server)
+    services = [SERVICE, health.SERVICE, reflection.SERVICE_NAME]
+    if settings.channelz:
+        services.append(_add_channelz(server))
     reflection.enable_server_reflection(services, server)
     return server
 
 
-def listen(server: grpc.aio.Server, addr: str) -> str:
-    """Bind `addr` (as `Settings.addr`) and return it with the port that was taken.
+def import_channelz() -> tuple[Any, Any]:
+    """The modules of grpcio-channelz: the servicer's and the messages'.
 
     Raises:
-        SettingsError: with the system's reason, which gRPC's own error lacks.
+        SettingsError: it is not installed.
 
     """
-    _check_bindable(addr)
     try:
-        port = server.add_insecure_port(addr)
-    except RuntimeError as error:
-        msg = f"cannot listen on {addr}: {error}"
+        from grpc_channelz.v1 import channelz, channelz_pb2
+    except ImportError as error:
+        msg = f"--channelz: needs the package grpcio-channelz; ./install.sh --extra channelz installs it ({error})"
         raise SettingsError(msg) from error
-    return addr if addr.startswith("unix:") else f"{addr.rpartition(':')[0]}:{port}"
+    return channelz, channelz_pb2
 
 
-def _check_bindable(addr: str) -> None:
-    try:
-        if addr.startswith("unix:"):
-            _check_socket_path(addr.removeprefix("unix:").removeprefix("//"))
-            return
-        host, _, port = addr.rpartition(":")
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            with socket.socket(family, kind, protocol) as probe:
-                # As gRPC binds: connections of a former server that linger don't count.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        msg = f"cannot listen on {addr}: {reason}"
-        raise SettingsError(msg) from error
-
-
-def _check_socket_path(path: str) -> None:
-    """gRPC removes a socket file that is in its way, also one that another server listens on."""
-    if len(os.fsencode(path)) > MOST_PATH_BYTES:
-        raise OSError(errno.ENAMETOOLONG, f"a socket's path has at most {MOST_PATH_BYTES} bytes")
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(errno.ENOENT, f"no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, f"folder {folder} is not writable")
-    if os.path.islink(path) and not os.path.exists(path):
-        raise FileExistsError(errno.EEXIST, "a link that leads nowhere has this name")
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise FileExistsError(errno.EEXIST, "a file that is no socket has this name")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return  # left behind by a server that is gone
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+def _add_channelz(server: grpc.aio.Server) -> str:
+    channelz, messages = import_channelz()
+    channelz.add_channelz_servicer(server)
+    return str(messages.DESCRIPTOR.services_by_name["Channelz"].full_name)

@@ -3,15 +3,21 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from backend.counters import Counters, Request, Stream
 from backend.lifecycle import Lifecycle, State
 from common.errors import BackendError, EngineGone, Unsupported
+from common.observation import NOBODY, Caller
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 from common.processes import memory_by_process
+from common.tracing import trace_headers
+
+if TYPE_CHECKING:
+    from common.model import Model
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -37,8 +43,9 @@ def _unserved(rpc: str, why: str) -> Callable[["BackendServicer", Any, Any], Awa
 class BackendServicer(pb_grpc.BackendServicer):
     """Every RPC as a coroutine; exceptions get their status in `interceptors.StatusMapping`."""
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
+    def __init__(self, lifecycle: Lifecycle, counters: Counters | None = None) -> None:
         self._lifecycle = lifecycle
+        self._counters = counters
 
     async def Health(self, _request: pb.HealthMessage, _context: Context) -> pb.Reply:
         """OK at every moment, but for the last ones of a process whose engine died."""
@@ -60,14 +67,15 @@ class BackendServicer(pb_grpc.BackendServicer):
         await self._lifecycle.free()
         return pb.Result(success=True, message="model freed")
 
-    async def Predict(self, request: pb.PredictOptions, _context: Context) -> pb.Reply:
+    async def Predict(self, request: pb.PredictOptions, context: Context) -> pb.Reply:
         """The whole answer."""
-        return await self._lifecycle.model_for(request.ModelIdentity).predict(request)
+        model = self._lifecycle.model_for(request.ModelIdentity)
+        return await model.predict(request, self._caller(model, context, Request))
 
     async def PredictStream(self, request: pb.PredictOptions, context: Context) -> None:
         """The answer in chunks. Written to the context, which spares an async generator per token."""
         model = self._lifecycle.model_for(request.ModelIdentity)
-        async with contextlib.aclosing(model.predict_stream(request)) as replies:
+        async with contextlib.aclosing(model.predict_stream(request, self._caller(model, context, Stream))) as replies:
             async for reply in replies:
                 await context.write(reply)
 
@@ -87,6 +95,12 @@ class BackendServicer(pb_grpc.BackendServicer):
         if clock is not None and clock.stage is not None:
             memory.breakdown[f"loading, {clock.stage} (seconds)"] = int(clock.seconds)
         return pb.StatusResponse(state=_STATES[self._lifecycle.state], memory=memory)
+
+    def _caller(self, model: "Model", context: Context, observer: type[Request]) -> Caller:
+        if self._counters is None and not model.traced:
+            return NOBODY
+        headers = trace_headers(context.invocation_metadata() or ()) if model.traced else None
+        return Caller(headers, observer(self._counters) if self._counters is not None else None)
 
     Embedding = _unserved("Embedding", "needs an embedding model; models served here generate text")
     Rerank = _unserved("Rerank", "needs a reranker; models served here generate text")

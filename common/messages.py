@@ -8,6 +8,9 @@ from typing import Any, NoReturn
 from common.errors import InvalidRequest
 from common.pb import backend_pb2 as pb
 
+# Of objects and arrays within each other; what vLLM allows in a JSON schema. Code that handles such values later, and
+# chat templates, call themselves once or more per level.
+MOST_DEPTH = 64
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -72,20 +75,41 @@ def parse_json(field: str, text: str) -> Any:
 
     Raises:
         InvalidRequest: not JSON, a number that no float holds, half a surrogate pair (which has no bytes), or nested
-            too deep to read.
+            deeper than `MOST_DEPTH`.
 
     """
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        check_depth(field, value)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        raise InvalidRequest(field, "is nested too deep") from None
+        raise _too_deep(field) from None
     except UnicodeEncodeError:
         raise InvalidRequest(field, "has half a surrogate pair, which is no character") from None
     except ValueError as error:
         raise InvalidRequest(field, f"not valid JSON: {error}") from None
     return value
+
+
+def check_depth(field: str, value: Any) -> None:
+    """Refuse a JSON value whose objects and arrays nest deeper than `MOST_DEPTH`.
+
+    Raises:
+        InvalidRequest: names `field`.
+
+    """
+    level = [value]
+    for _ in range(MOST_DEPTH + 1):
+        containers = [each for each in level if isinstance(each, dict | list)]
+        if not containers:
+            return
+        level = [each for one in containers for each in (one.values() if isinstance(one, dict) else one)]
+    raise _too_deep(field)
+
+
+def _too_deep(field: str) -> InvalidRequest:
+    return InvalidRequest(field, f"is nested too deep; use at most {MOST_DEPTH} objects and arrays within each other")
 
 
 def _finite(text: str) -> float:

@@ -15,6 +15,7 @@ from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
 from common.generation import Generator, Run
 from common.lora import Adapters
+from common.observation import NOBODY, Caller
 from common.pb import backend_pb2 as pb
 from common.request import GenerationRequest, generation_request, is_heavy
 
@@ -22,10 +23,17 @@ __all__ = ["LoadPlan", "Model", "plan_load"]
 
 
 class Model:
-    """One engine with one model in it, from `load` to `close`."""
+    """One engine with one model in it, from `load` to `close`.
+
+    Attributes:
+        plan: how it was loaded.
+        traced: whether the trace headers of callers are of use.
+
+    """
 
     def __init__(self, engine: Engine, plan: LoadPlan) -> None:
         self.plan = plan
+        self.traced = plan.traces_endpoint is not None
         self._engine = engine
         self._adapters = Adapters(plan.adapters)
         self._generator = Generator(engine.llm, engine.parsers, self._adapters)
@@ -70,13 +78,15 @@ class Model:
         """Requests that the engine has not finished."""
         return int(self._engine.llm.get_num_unfinished_requests())
 
-    async def predict(self, options: pb.PredictOptions) -> pb.Reply:
+    async def predict(self, options: pb.PredictOptions, caller: Caller = NOBODY) -> pb.Reply:
         """The whole answer in one reply."""
-        return reply.whole(await Run(self._generator, await self._understand(options, stream=False)).whole())
+        return reply.whole(await Run(self._generator, await self._understand(options, stream=False), caller).whole())
 
-    async def predict_stream(self, options: pb.PredictOptions) -> AsyncGenerator[pb.Reply, None]:
+    async def predict_stream(
+        self, options: pb.PredictOptions, caller: Caller = NOBODY
+    ) -> AsyncGenerator[pb.Reply, None]:
         """The answer in chunks, then one with the totals. Closing the iterator drops the request."""
-        run = Run(self._generator, await self._understand(options, stream=True))
+        run = Run(self._generator, await self._understand(options, stream=True), caller)
         async with contextlib.aclosing(run.deltas()) as deltas:
             async for delta in deltas:
                 yield reply.chunk(delta, run.usage)

@@ -11,6 +11,7 @@ from vllm import AsyncEngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from common.errors import InvalidRequest
+from common.messages import check_depth
 from common.wording import closest, first_problem
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,9 @@ def flag_values(flags: list[tuple[str, str | None]], fields: Collection[str]) ->
             parsed = parser.parse_args([flag] if value is None else [flag, *_words(action, value)])
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidRequest("Options", f"{flag}: {first_problem(error)}") from error
+        except RecursionError:
+            raise InvalidRequest("Options", f"{flag}: its JSON is nested too deep") from None
+        check_depth("Options", getattr(parsed, action.dest))
         args[action.dest] = getattr(parsed, action.dest)
     return args
 

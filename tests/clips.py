@@ -1,4 +1,4 @@
-"""Videos and sounds, made on the spot."""
+"""Pictures, videos and sounds, made on the spot."""
 
 import io
 import math
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 RATE = 16_000
 
@@ -35,4 +36,11 @@ def sound(seconds: float, *, hertz: float = 440, rate: int = RATE) -> bytes:
         writer.setsampwidth(2)
         writer.setframerate(rate)
         writer.writeframes(struct.pack(f"<{count}h", *tone))
+    return file.getvalue()
+
+
+def picture(colour: str, size: tuple[int, int] = (64, 64)) -> bytes:
+    """A PNG of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()

@@ -7,6 +7,7 @@
 import dataclasses
 import json
 from collections.abc import AsyncIterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -15,6 +16,7 @@ from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.renderers.online_renderer import OnlineRenderer
 
+from common.media import media_items
 from common.model import Model
 from common.pb import backend_pb2 as pb
 
@@ -53,7 +55,7 @@ class OpenAIServer:
 
     async def whole(self, request: Mapping[str, Any]) -> Outcome:
         """The answer in one piece."""
-        response = await self._chat.create_chat_completion(ChatCompletionRequest(model=NAME, **request))
+        response = await self._chat.create_chat_completion(ChatCompletionRequest(model=NAME, **_with_our_urls(request)))
         body = json.loads(response.model_dump_json())
         assert "choices" in body, body
         (choice,) = body["choices"]
@@ -72,7 +74,9 @@ class OpenAIServer:
 
     async def stream(self, request: Mapping[str, Any]) -> Outcome:
         """The streamed answer, put together."""
-        asked = ChatCompletionRequest(model=NAME, stream=True, stream_options={"include_usage": True}, **request)
+        asked = ChatCompletionRequest(
+            model=NAME, stream=True, stream_options={"include_usage": True}, **_with_our_urls(request)
+        )
         outcome = Outcome()
         calls: dict[int, list[str]] = {}
         events: AsyncIterator[str] = await self._chat.create_chat_completion(asked)
@@ -97,6 +101,18 @@ class OpenAIServer:
                     merged[1] += call["function"].get("arguments") or ""
         outcome.tool_calls = [(name, arguments) for _, (name, arguments) in sorted(calls.items())]
         return outcome
+
+
+def _with_our_urls(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request with its pictures as our connector, which has taken the place of vLLM's, is given them."""
+    asked = deepcopy(dict(request))
+    for message in asked["messages"]:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            if part["type"] == "image_url":
+                (item,) = media_items(pb.PredictOptions(Images=[part["image_url"]["url"]]))
+                part["image_url"]["url"] = item.url
+    return asked
 
 
 def outcome_of(replies: list[pb.Reply], max_tokens: int) -> Outcome:
@@ -145,9 +161,14 @@ def to_wire(request: Mapping[str, Any]) -> pb.PredictOptions:
     left = dict(request)
     for message in left.pop("messages"):
         calls = message.get("tool_calls")
+        content = message.get("content") or ""
+        if isinstance(content, list):
+            # The orchestrator flattens the text and lists the media of all messages in their order.
+            wire.Images.extend(part["image_url"]["url"] for part in content if part["type"] == "image_url")
+            content = "".join(part["text"] for part in content if part["type"] == "text")
         wire.Messages.add(
             role=message["role"],
-            content=message.get("content") or "",
+            content=content,
             name=message.get("name", ""),
             tool_call_id=message.get("tool_call_id", ""),
             reasoning_content=message.get("reasoning", ""),

@@ -1,14 +1,21 @@
 """Our replies against vLLM's own OpenAI server: the same engine, the same request, streamed and whole."""
 
+import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.model import Model
+from tests.engine.conftest import Engines
 from tests.engine.openai_server import OpenAIServer, Outcome, outcome_of, to_wire
+from tests.models import torchvision
 from tests.models.script import CALENDAR, WEATHER, line, script
 
 Request = dict[str, Any]
@@ -36,7 +43,7 @@ _HISTORY = [
 ]
 
 
-def _chat(text: str, **fields: Any) -> Request:
+def chat(text: str, **fields: Any) -> Request:
     return {"messages": [{"role": "user", "content": text}], "max_completion_tokens": 60, "temperature": 0, **fields}
 
 
@@ -61,18 +68,18 @@ def _requests() -> Iterator[tuple[str, Request]]:
         if not spoken.prompt:
             yield f"script-{spoken.name}", _of(spoken.name)
     # Conversations
-    yield "system", {**_chat("x"), "messages": [{"role": "system", "content": "A"}, {"role": "user", "content": "B"}]}
+    yield "system", {**chat("x"), "messages": [{"role": "system", "content": "A"}, {"role": "user", "content": "B"}]}
     yield (
         "developer",
-        {**_chat("x"), "messages": [{"role": "developer", "content": "A"}, {"role": "user", "content": "B"}]},
+        {**chat("x"), "messages": [{"role": "developer", "content": "A"}, {"role": "user", "content": "B"}]},
     )
-    yield "name", {**_chat("x"), "messages": [{"role": "user", "name": "ada", "content": "Hello!"}]}
-    yield "history-tools", {**_chat("x"), "messages": _HISTORY, "tools": [WEATHER]}
-    yield "history-tools-untooled", {**_chat("x"), "messages": _HISTORY}
+    yield "name", {**chat("x"), "messages": [{"role": "user", "name": "ada", "content": "Hello!"}]}
+    yield "history-tools", {**chat("x"), "messages": _HISTORY, "tools": [WEATHER]}
+    yield "history-tools-untooled", {**chat("x"), "messages": _HISTORY}
     yield (
         "history-reasoning",
         {
-            **_chat("x"),
+            **chat("x"),
             "messages": [
                 {"role": "user", "content": "1+1?"},
                 {"role": "assistant", "content": "2", "reasoning": "One and one."},
@@ -83,10 +90,10 @@ def _requests() -> Iterator[tuple[str, Request]]:
     yield "continue-final", _continued("The capital of")
     yield "continue-final-unicode", _continued("Paris 🎉 is", chat_template_kwargs={"enable_thinking": False})
     yield "continue-final-tools", _continued("I will look. ", tools=[WEATHER])
-    yield "cache-salt", _chat("Hello!", cache_salt="tenant 1")
-    yield "unicode", _chat("\U0001f468‍\U0001f469‍\U0001f467 東京 Grüße \u202e")
-    yield "empty-content", _chat("")
-    yield "long-prompt", _chat("word " * 150)
+    yield "cache-salt", chat("Hello!", cache_salt="tenant 1")
+    yield "unicode", chat("\U0001f468‍\U0001f469‍\U0001f467 東京 Grüße \u202e")
+    yield "empty-content", chat("")
+    yield "long-prompt", chat("word " * 150)
     # Tools
     for name in ("tool", "two_tools", "text_then_tool", "reasoning_then_tool", "nested_tool", "unused_tool"):
         yield f"choice-auto-{name}", _of(name, tool_choice="auto")
@@ -105,29 +112,29 @@ def _requests() -> Iterator[tuple[str, Request]]:
     for effort in ("none", "low", "high"):
         yield f"effort-{effort}", _of("reasoning", reasoning_effort=effort)
     # Structure
-    yield "grammar", _chat("Yes or no?", structured_outputs={"grammar": 'root ::= "yes" | "no"'})
+    yield "grammar", chat("Yes or no?", structured_outputs={"grammar": 'root ::= "yes" | "no"'})
     yield "grammar-after-thought", _of("reasoning", structured_outputs={"grammar": 'root ::= "51" | "52"'})
-    yield "schema", _chat("n?", structured_outputs={"json": _SCHEMA})
+    yield "schema", chat("n?", structured_outputs={"json": _SCHEMA})
     yield (
         "response-format",
-        _chat("n?", response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": _SCHEMA}}),
+        chat("n?", response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": _SCHEMA}}),
     )
     # Sampling
-    yield "sampled", _chat("Hello!", temperature=0.9, seed=1)
-    yield "top-p", _chat("Hello!", temperature=1.5, top_p=0.5, seed=2)
-    yield "top-k", _chat("Hello!", temperature=1.5, top_k=5, seed=3)
-    yield "min-p", _chat("Hello!", temperature=1.5, min_p=0.25, seed=4)
+    yield "sampled", chat("Hello!", temperature=0.9, seed=1)
+    yield "top-p", chat("Hello!", temperature=1.5, top_p=0.5, seed=2)
+    yield "top-k", chat("Hello!", temperature=1.5, top_k=5, seed=3)
+    yield "min-p", chat("Hello!", temperature=1.5, min_p=0.25, seed=4)
     yield "repetition-penalty", _of("long", repetition_penalty=1.5, max_completion_tokens=80)
     yield "frequency-penalty", _of("long", frequency_penalty=1.5, max_completion_tokens=80)
     yield "presence-penalty", _of("long", presence_penalty=1.5, max_completion_tokens=80)
-    yield "logit-bias", _chat("Hello!", logit_bias={"20": -100, "21": 5})
+    yield "logit-bias", chat("Hello!", logit_bias={"20": -100, "21": 5})
     yield "stop", _of("long", stop=["seven", "never"])
     yield "stop-early", _of("plain", stop=["T"])
     yield "limit-1", _of("long", max_completion_tokens=1)
     yield "limit-2", _of("long", max_completion_tokens=2)
     yield "ignore-eos", _of("plain", ignore_eos=True, max_completion_tokens=40)
     yield "logprobs-1", _of("plain", logprobs=True, top_logprobs=1)
-    yield "logprobs-5-sampled", _chat("Hello!", temperature=1.0, seed=5, logprobs=True, top_logprobs=5)
+    yield "logprobs-5-sampled", chat("Hello!", temperature=1.0, seed=5, logprobs=True, top_logprobs=5)
     yield "logprobs-unicode", _of("unicode", logprobs=True, top_logprobs=2)
     yield "logprobs-tool", _of("tool", logprobs=True, top_logprobs=1)
 
@@ -143,15 +150,25 @@ def test_enough_requests() -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_as_vllm_answers(model: Model, name: str) -> None:
-    await _compare(model, REQUESTS[name])
+    await compare(model, REQUESTS[name])
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_as_vllm_answers_with_reasoning_apart(thinking_model: Model, name: str) -> None:
-    await _compare(thinking_model, REQUESTS[name])
+    await compare(thinking_model, REQUESTS[name])
 
 
-async def _compare(model: Model, request: Request) -> None:
+async def test_as_vllm_answers_about_images(engines: Engines) -> None:
+    """In a Python of its own, since transformers decides on import whether there is a torchvision."""
+    await engines.close()
+    room = Path(__file__).with_name("about_images.py")
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", str(room)]
+    environment = os.environ | {"PYTHONPATH": torchvision.python_path()}
+    done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+async def compare(model: Model, request: Request) -> None:
     server = OpenAIServer(model)
     limit = request["max_completion_tokens"]
     # vLLM writes into the messages it is given.

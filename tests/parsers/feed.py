@@ -57,7 +57,8 @@ class Reciter:
     """
 
     errored = False
-    input_processor = vllm_config = None
+    input_processor = mm_processor = None
+    vllm_config = SimpleNamespace(scheduler_config=None)
 
     def __init__(self, form: Format) -> None:
         self.tokenizer = tokenizer_for(form.special, form.added, **form.tokenizer)

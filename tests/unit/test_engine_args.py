@@ -477,3 +477,18 @@ def test_ignore_seed() -> None:
     ]
     with pytest.raises(InvalidRequest, match="ignore_seed:true or ignore_seed:false"):
         plan(Options=["ignore_seed:yes"])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"EngineArgs": '{"otlp_traces_endpoint": "http://collector:4317"}'},
+        {"Options": ["--otlp-traces-endpoint:http://collector:4317"]},
+    ],
+)
+def test_where_traces_go(fields: dict[str, Any]) -> None:
+    assert plan().traces_endpoint is None
+    assert plan(**fields).traces_endpoint == "http://collector:4317"
+    # vLLM's engine would die of the first request.
+    with pytest.raises(InvalidRequest, match="DisableLogStatus"):
+        plan(**fields, DisableLogStatus=True)

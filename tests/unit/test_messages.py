@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidRequest
-from common.messages import ROLES, openai_messages, parse_json
+from common.messages import MOST_DEPTH, ROLES, openai_messages, parse_json
 from common.pb import backend_pb2 as pb
 
 TEXT = st.text()  # without surrogates, which protobuf has none of either
@@ -179,3 +179,24 @@ def test_half_a_surrogate_pair_does_not_come_through(text: str) -> None:
 
 def test_a_whole_surrogate_pair_is_one_character() -> None:
     assert parse_json("Field", r'"\ud83d\ude00"') == "\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize(
+    ("opening", "inner", "closing"),
+    [("[", "1", "]"), ('{"a":', "{}", "}"), ('[{"a":[', "", "]}]")],
+    ids=["arrays", "objects", "both"],
+)
+def test_depth(opening: str, inner: str, closing: str) -> None:
+    levels = opening.count("[") + opening.count("{")
+    most = (MOST_DEPTH - inner.count("{")) // levels
+    assert parse_json("Tools", opening * most + inner + closing * most) is not None
+    for times in (most + 1, 500, 5000, 100_000):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_json("Tools", opening * times + inner + closing * times)
+        assert str(caught.value).startswith("Tools: is nested too deep; use at most 64 ")
+
+
+def test_depth_is_not_length() -> None:
+    wide = json.dumps([{"a": [index]} for index in range(10_000)])
+    assert len(parse_json("Tools", wide)) == 10_000
+    assert parse_json("Tools", json.dumps("[" * 1000)) == "[" * 1000

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import stat
@@ -14,11 +15,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from backend.counters import Counters, Request, Stream
 from backend.lifecycle import Lifecycle, State
-from backend.server import SERVICE, build_server, listen
+from backend.logs import TextFormatter
+from backend.server import SERVICE, build_server
 from backend.settings import MIB, Settings, SettingsError
+from backend.sockets import listen
+from backend.tls import server_credentials
 from common import errors
 from common.engine_log import StageClock
+from common.observation import NOBODY, Caller
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 
@@ -41,6 +47,8 @@ class FakeModel:
     """Answers at once, with what a test sets."""
 
     def __init__(self) -> None:
+        self.traced = False
+        self.callers: list[Caller] = []
         self.error: Exception | None = None
         self.error_after = 0
         self.replies = [pb.Reply(message=b"a"), pb.Reply(message=b"b"), pb.Reply(tokens=2)]
@@ -53,11 +61,13 @@ class FakeModel:
         if self.error is not None:
             raise self.error
 
-    async def predict(self, request: pb.PredictOptions) -> pb.Reply:
+    async def predict(self, request: pb.PredictOptions, caller: Caller) -> pb.Reply:
+        self.callers.append(caller)
         self._check(request)
         return self.replies[0]
 
-    async def predict_stream(self, request: pb.PredictOptions) -> AsyncIterator[pb.Reply]:
+    async def predict_stream(self, request: pb.PredictOptions, caller: Caller) -> AsyncIterator[pb.Reply]:
+        self.callers.append(caller)
         try:
             for number, reply in enumerate(self.replies):
                 if number == self.error_after:
@@ -88,6 +98,7 @@ class FakeLifecycle:
         self.health_error: Exception | None = None
         self.explanation: Exception | None = None
         self.asked: list[Any] = []
+        self.listeners: list[Callable[[State], None]] = []
 
     async def explained(self, error: Exception) -> Exception:
         return self.explanation or error
@@ -107,6 +118,9 @@ class FakeLifecycle:
         if self.error is not None:
             raise self.error
 
+    def on_state(self, listener: Callable[[State], None]) -> None:
+        self.listeners.append(listener)
+
     async def free(self) -> None:
         self.asked.append("free")
         if self.error is not None:
@@ -114,11 +128,11 @@ class FakeLifecycle:
 
 
 @contextlib.asynccontextmanager
-async def serving(lifecycle: FakeLifecycle, **settings: Any) -> AsyncIterator[str]:
+async def serving(lifecycle: FakeLifecycle, counters: Counters | None = None, **settings: Any) -> AsyncIterator[str]:
     """The address of a server that runs."""
     full = Settings(**{"addr": "127.0.0.1:0"} | settings)
-    server = build_server(full, cast("Lifecycle", lifecycle))
-    addr = listen(server, full.addr)
+    server = build_server(full, cast("Lifecycle", lifecycle), counters)
+    addr = listen(server, full.addr, server_credentials(full.tls) if full.tls else None)
     await server.start()
     try:
         yield addr
@@ -248,6 +262,25 @@ async def test_status_of_an_exception(
         assert text in details
         assert "secret" not in details
         raiser.error = None
+
+
+@pytest.mark.parametrize("case", ERRORS, ids=lambda case: type(case[0]).__name__)
+async def test_the_log_line_of_a_request_that_fails_names_it(
+    backend: Any,
+    lifecycle: FakeLifecycle,
+    case: tuple[Exception, grpc.StatusCode, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.handler.setFormatter(TextFormatter("%(levelname)s %(message)s"))
+    caplog.set_level(logging.DEBUG, "backend.errors")
+    lifecycle.model.error, code, _ = case
+    await status(backend.Predict(pb.PredictOptions(CorrelationId="req-7")))
+    lines = caplog.text.splitlines()
+    assert lines
+    assert all(line.endswith(" (request req-7)") for line in lines)
+    above = [line for line in lines if not line.startswith("DEBUG")]
+    assert bool(above) is (code is grpc.StatusCode.INTERNAL)
+    assert "secret" not in "".join(above)
 
 
 async def test_an_exception_within_a_stream(backend: Any, lifecycle: FakeLifecycle) -> None:
@@ -394,6 +427,113 @@ async def test_the_stage_of_a_load_is_in_the_status(backend: Any, lifecycle: Fak
     memory = (await backend.Status(NOTHING)).memory
     assert memory.breakdown["loading, loading weights (seconds)"] == 0
     assert memory.total == sum(size for name, size in memory.breakdown.items() if "seconds" not in name)
+
+
+# Counting, and the trace that a caller brings along.
+
+
+@pytest.fixture
+def counters() -> Counters:
+    return Counters()
+
+
+@pytest.fixture
+async def counted(lifecycle: FakeLifecycle, counters: Counters) -> AsyncIterator[grpc.aio.Channel]:
+    """A connection to a server that counts."""
+    async with serving(lifecycle, counters) as addr, connected(addr) as channel:
+        yield channel
+
+
+async def eventually(condition: Callable[[], Any]) -> None:
+    """A caller may hear of the end before the server has counted it."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # counters have no event
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("case", [None, *ERRORS], ids=lambda case: type(case[0]).__name__ if case else "OK")
+@pytest.mark.parametrize("name", ["Predict", "PredictStream", "TokenizeString", "Detokenize"])
+async def test_rpcs_are_counted_with_their_status(
+    counted: grpc.aio.Channel,
+    lifecycle: FakeLifecycle,
+    counters: Counters,
+    name: str,
+    case: tuple[Exception, grpc.StatusCode, str] | None,
+) -> None:
+    lifecycle.error = case[0] if case else None
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await call(counted, name)
+    await eventually(lambda: counters.finished)
+    assert counters.started == {name: 1}
+    assert counters.finished == {(name, case[1].name if case else "OK"): 1}
+    assert sum(counters.rpc_seconds[name].counts) == 1
+
+
+@pytest.mark.parametrize("timeout", [None, 0.05, 0.5])
+async def test_callers_that_go_away_are_counted_by_what_ended_them(
+    counted: grpc.aio.Channel, lifecycle: FakeLifecycle, counters: Counters, timeout: float | None
+) -> None:
+    lifecycle.model.hold = asyncio.Event()
+    backend: Any = pb_grpc.BackendStub(counted)
+    stream = backend.PredictStream(pb.PredictOptions(), timeout=timeout)
+    await stream.read()
+    assert counters.started == {"PredictStream": 1}
+    assert counters.finished == {}
+    if timeout is None:
+        stream.cancel()
+    await eventually(lambda: counters.finished)
+    assert counters.finished == {("PredictStream", "DEADLINE_EXCEEDED" if timeout else "CANCELLED"): 1}
+
+
+async def test_a_cancelled_caller_with_time_left_is_no_deadline(
+    counted: grpc.aio.Channel, lifecycle: FakeLifecycle, counters: Counters
+) -> None:
+    lifecycle.model.hold = asyncio.Event()
+    backend: Any = pb_grpc.BackendStub(counted)
+    stream = backend.PredictStream(pb.PredictOptions(), timeout=60)
+    await stream.read()
+    stream.cancel()
+    await eventually(lambda: counters.finished)
+    assert counters.finished == {("PredictStream", "CANCELLED"): 1}
+
+
+async def test_malformed_requests_and_unknown_methods_are_counted(
+    counted: grpc.aio.Channel, counters: Counters
+) -> None:
+    await status(raw(counted, f"/{SERVICE}/Predict", b"\xff\xff"))
+    for path in (f"/{SERVICE}/One", f"/{SERVICE}/Two", "/other.Service/Nope"):
+        await status(raw(counted, path, b""))
+    await eventually(lambda: counters.finished.total() == 3)
+    assert counters.finished == {("Predict", "INVALID_ARGUMENT"): 1, ("unknown", "UNIMPLEMENTED"): 2}
+
+
+async def test_the_refused_are_counted_too(lifecycle: FakeLifecycle, counters: Counters) -> None:
+    async with serving(lifecycle, counters, auth_token=WORD) as addr, connected(addr) as channel:
+        await status(call(channel, "Predict"))
+        await status(raw(channel, f"/{SERVICE}/Nope", b""))
+        await eventually(lambda: counters.finished.total() == 2)
+    assert counters.finished == {("Predict", "UNAUTHENTICATED"): 1, ("unknown", "UNAUTHENTICATED"): 1}
+
+
+async def test_who_counts_a_request(counted: grpc.aio.Channel, lifecycle: FakeLifecycle) -> None:
+    await call(counted, "Predict")
+    await call(counted, "PredictStream")
+    assert [type(caller.observer) for caller in lifecycle.model.callers] == [Request, Stream]
+
+
+TRACE = (("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), ("tracestate", "a=1,b=2"))
+
+
+@pytest.mark.parametrize("name", ["Predict", "PredictStream"])
+async def test_the_trace_of_a_caller(channel: grpc.aio.Channel, lifecycle: FakeLifecycle, name: str) -> None:
+    await call(channel, name, TRACE)
+    lifecycle.model.traced = True
+    for metadata in (TRACE, TRACE[1:], (("traceparent", "none"),), ()):
+        await call(channel, name, metadata)
+    untraced, traced, *others = lifecycle.model.callers
+    assert untraced is NOBODY
+    assert traced.trace_headers == dict(TRACE)
+    assert [caller.trace_headers for caller in others] == [None] * 3
 
 
 # Tokens.

@@ -1,10 +1,12 @@
 """Flags, environment and defaults, and what is said about values that can't be used."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
-from backend.settings import LOG_LEVELS, Settings, SettingsError, parse_settings
+from backend.settings import LOG_FORMATS, LOG_LEVELS, Settings, SettingsError, TlsFiles, parse_settings, versions
 from common.admission import Limits
 
 ADDR = ("--addr", "127.0.0.1:0")
@@ -85,6 +87,7 @@ def test_defaults() -> None:
     [
         ("--max-message-mib", "BACKEND_MAX_MESSAGE_MIB", "max_message_mib", {"7": 7, "2047": 2047, "1": 1}),
         ("--log-level", "BACKEND_LOG_LEVEL", "log_level", {"DEBUG": "debug", "Warning": "warning"}),
+        ("--log-format", "BACKEND_LOG_FORMAT", "log_format", {"json": "json", "JSON": "json"}),
         (
             "--max-waiting-requests",
             "BACKEND_MAX_WAITING_REQUESTS",
@@ -125,7 +128,8 @@ def test_flag_before_environment_before_default(
         for name in ("running-requests", "waiting-requests", "waiting-tokens")
         for text in ("-1", "1.5", "many")
     ]
-    + [("--log-level", "BACKEND_LOG_LEVEL", text, ", ".join(LOG_LEVELS)) for text in ("", "loud", "10", "critical")],
+    + [("--log-level", "BACKEND_LOG_LEVEL", text, ", ".join(LOG_LEVELS)) for text in ("", "loud", "10", "critical")]
+    + [("--log-format", "BACKEND_LOG_FORMAT", text, ", ".join(LOG_FORMATS)) for text in ("", "xml", "text,json")],
 )
 def test_a_value_that_cannot_be_used(flag: str, variable: str, text: str, allowed: str) -> None:
     for argv, environ in (([*ADDR, f"{flag}={text}"], {}), ([*ADDR], {variable: text})):
@@ -133,6 +137,23 @@ def test_a_value_that_cannot_be_used(flag: str, variable: str, text: str, allowe
             parse_settings(argv, environ)
         assert str(caught.value).startswith(flag)
         assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["127.0.0.1:9090", "[::1]:9090", "metrics.example.org:0"])
+def test_the_metrics_address(given: str) -> None:
+    assert parse_settings(ADDR, {}).metrics_addr is None
+    assert parse_settings(ADDR, {"BACKEND_METRICS_ADDR": ""}).metrics_addr is None
+    assert parse_settings(ADDR, {"BACKEND_METRICS_ADDR": given}).metrics_addr == given
+    assert parse_settings([*ADDR, "--metrics-addr", given], {"BACKEND_METRICS_ADDR": "x:1"}).metrics_addr == given
+
+
+@pytest.mark.parametrize("given", ["9090", ":9090", "localhost", "localhost:65536", "unix:/run/metrics"])
+def test_a_metrics_address_that_cannot_be_used(given: str) -> None:
+    for argv, environ in (([*ADDR, "--metrics-addr", given], {}), ([*ADDR], {"BACKEND_METRICS_ADDR": given})):
+        with pytest.raises(SettingsError) as caught:
+            parse_settings(argv, environ)
+        assert str(caught.value).startswith(f"--metrics-addr {given}: use HOST:PORT")
+        assert "unix:PATH" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("value", "token"), [("secret", "secret"), ("", None), (None, None)])
@@ -188,3 +209,101 @@ def test_interval_of_the_parent_watch_that_cannot_be_used(text: str) -> None:
 )
 def test_parent_watch_can_be_switched_off(text: str, on: bool) -> None:
     assert (parse_settings(ADDR, {"LOCALAI_BACKEND_PARENT_WATCH": text}).parent_watch is not None) is on
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["s\n", " s", "s ", "   ", "a\tb", "a\x7f", "geh\u00e9im", "\N{FULLWIDTH LATIN SMALL LETTER A}", "a\u200bb"],
+    ids=ascii,
+)
+def test_a_token_that_no_client_could_send(value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(ADDR, {"LOCALAI_GRPC_AUTH_TOKEN": value})
+    assert str(caught.value) == "LOCALAI_GRPC_AUTH_TOKEN: use printable ASCII characters, without blanks at the ends"
+
+
+TLS_NAMES = (
+    ("--tls-cert", "BACKEND_TLS_CERT"),
+    ("--tls-key", "BACKEND_TLS_KEY"),
+    ("--tls-client-ca", "BACKEND_TLS_CLIENT_CA"),
+)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_tls_files(count: int) -> None:
+    expected = TlsFiles(*("a", "b", "c")[:count])
+    flags = [word for (flag, _), value in zip(TLS_NAMES[:count], "abc", strict=False) for word in (flag, value)]
+    environ = {name: value for (_, name), value in zip(TLS_NAMES[:count], "abc", strict=False)}
+    assert parse_settings([*ADDR, *flags], {}).tls == expected
+    assert parse_settings(ADDR, environ).tls == expected
+    assert parse_settings([*ADDR, *flags], {name: "other" for _, name in TLS_NAMES[:count]}).tls == expected
+    assert parse_settings(ADDR, {name: "" for _, name in TLS_NAMES}).tls is None
+    assert parse_settings([*ADDR, *flags], {}).checks_clients is (count == 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        (["--tls-cert"], "--tls-key too"),
+        (["--tls-key"], "--tls-cert too"),
+        (["--tls-client-ca"], "--tls-cert and --tls-key too"),
+        (["--tls-cert", "--tls-client-ca"], "--tls-key too"),
+    ],
+)
+def test_tls_files_go_together(given: list[str], missing: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings([*ADDR, *(f"{flag}=file" for flag in given)], {})
+    assert str(caught.value) == f"{given[0]} file: needs {missing}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "value", "expected"),
+    [
+        ([], None, False),
+        ([], "", False),
+        ([], "0", False),
+        ([], "False", False),
+        ([], "1", True),
+        ([], "true", True),
+        (["--channelz"], "0", True),
+    ],
+)
+def test_channelz(argv: list[str], value: str | None, expected: bool) -> None:
+    environ = {} if value is None else {"BACKEND_CHANNELZ": value}
+    assert parse_settings([*ADDR, *argv], environ).channelz is expected
+
+
+def test_channelz_that_is_neither_on_nor_off() -> None:
+    with pytest.raises(SettingsError, match="BACKEND_CHANNELZ maybe: use 1, 0, true or false"):
+        parse_settings(ADDR, {"BACKEND_CHANNELZ": "maybe"})
+
+
+@pytest.mark.parametrize(
+    ("argv", "check"),
+    [(["--check"], ""), (["--check", "org/model"], "org/model"), (["--check", *ADDR], ""), (ADDR, None)],
+)
+def test_a_check_needs_no_address(argv: list[str], check: str | None) -> None:
+    assert parse_settings(argv, {}).check == check
+
+
+@pytest.mark.parametrize("flag", ["--version", "--help"])
+def test_what_is_printed_instead(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_settings([flag], {})
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    if flag == "--version":
+        assert out == versions() + "\n"
+        assert out.startswith("vllm-grpc-backend ")
+    else:
+        assert "LOCALAI_GRPC_AUTH_TOKEN" in out
+        assert max(map(len, out.splitlines())) <= 120
+
+
+def test_every_flag_is_in_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"], {})
+    shown = capsys.readouterr().out
+    text = (Path(__file__).parents[2] / "docs" / "running.md").read_text(encoding="utf-8")
+    for name in re.findall(r"--[a-z-]+|(?:LOCALAI_)?BACKEND_[A-Z_]+", shown):
+        assert f"`{name}" in text, name

@@ -9,11 +9,14 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from backend.health import MODEL, PROCESS
 from backend.lifecycle import Lifecycle, State
-from backend.server import build_server, listen
+from backend.server import build_server
 from backend.settings import Settings
-from common.errors import Unsupported
+from backend.sockets import listen
+from common.errors import EngineGone, Unsupported
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 
@@ -31,7 +34,7 @@ class Straw:
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
-        self.dead = False
+        self.dead = self.traced = False
 
     @classmethod
     async def load(cls, plan: Any, clock: Any) -> "Straw":
@@ -44,10 +47,12 @@ class Straw:
     async def cause_of_death(self) -> str:
         return "ValueError: no memory"
 
-    async def predict(self, request: pb.PredictOptions) -> pb.Reply:
+    async def predict(self, request: pb.PredictOptions, caller: Any) -> pb.Reply:
+        if self.dead:
+            raise EngineGone("it stopped")
         return pb.Reply(message=b"a")
 
-    async def predict_stream(self, request: pb.PredictOptions) -> AsyncIterator[pb.Reply]:
+    async def predict_stream(self, request: pb.PredictOptions, caller: Any) -> AsyncIterator[pb.Reply]:
         yield pb.Reply(message=b"a")
 
     async def tokenize(self, request: pb.PredictOptions) -> pb.TokenizationResponse:
@@ -66,8 +71,8 @@ class Straw:
         return unsupported
 
 
-def table() -> dict[tuple[str, str], str]:
-    """(RPC, state) -> what the cell says."""
+def table() -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
+    """(RPC, state) -> what the cell says; the same of `grpc.health.v1`, by (name, state)."""
     found: dict[tuple[str, str], str] = {}
     rows = [
         [cell.strip() for cell in line.strip("|\n").split("|")]
@@ -80,10 +85,18 @@ def table() -> dict[tuple[str, str], str]:
         named = [name for name in METHODS if (name, STATES[0]) not in found]
         for name in named if names == "all others" else names.split(", "):
             found |= {(name, state): cell for state, cell in zip(STATES, cells, strict=True)}
-    return found
+    process, model = rows[start + 7 : start + 9]
+    assert (process[0], model[0]) == (f'Check, Watch of "" or `{PROCESS[1]}`', f"Check, Watch of `{MODEL}`")
+    health = {
+        (name, state): cell
+        for names, row in ((PROCESS, process), ((MODEL,), model))
+        for name in names
+        for state, cell in zip(STATES, row[1:], strict=True)
+    }
+    return found, health
 
 
-TABLE = table()
+TABLE, HEALTH_TABLE = table()
 
 
 @pytest.fixture
@@ -100,15 +113,25 @@ async def lifecycle(monkeypatch: pytest.MonkeyPatch) -> Lifecycle:
 
 
 @pytest.fixture
-async def stub(lifecycle: Lifecycle) -> AsyncIterator[Any]:
+async def channel(lifecycle: Lifecycle) -> AsyncIterator[grpc.aio.Channel]:
     settings = Settings(addr="127.0.0.1:0")
     server = build_server(settings, lifecycle)
     addr = listen(server, settings.addr)
     await server.start()
     async with grpc.aio.insecure_channel(addr) as channel:
-        yield pb_grpc.BackendStub(channel)
+        yield channel
     await lifecycle.free()
     await server.stop(0)
+
+
+@pytest.fixture
+def stub(channel: grpc.aio.Channel) -> Any:
+    return pb_grpc.BackendStub(channel)
+
+
+@pytest.fixture
+def health(channel: grpc.aio.Channel) -> Any:
+    return health_pb2_grpc.HealthStub(channel)
 
 
 async def bring_to(lifecycle: Lifecycle, state: str) -> "asyncio.Task[None] | None":
@@ -178,3 +201,40 @@ async def test_cell(stub: Any, lifecycle: Lifecycle, rpc: str, state: str) -> No
 
 def test_the_table_is_whole() -> None:
     assert set(TABLE) == {(rpc, state) for rpc in METHODS for state in STATES}
+
+
+@pytest.mark.parametrize("state", STATES)
+async def test_health_for_probes(health: Any, lifecycle: Lifecycle, state: str) -> None:
+    loading = await bring_to(lifecycle, state)
+    for name in (*PROCESS, MODEL):
+        request = health_pb2.HealthCheckRequest(service=name)
+        for found in (await health.Check(request, timeout=10), await health.Watch(request, timeout=10).read()):
+            assert health_pb2.HealthCheckResponse.ServingStatus.Name(found.status) == HEALTH_TABLE[name, state]
+    if loading is not None:
+        loading.cancel()
+        await asyncio.wait([loading])
+
+
+async def test_probes_hear_of_a_death_with_the_first_request_that_does(
+    stub: Any, health: Any, lifecycle: Lifecycle
+) -> None:
+    """Nobody watches the engine here: only the request tells."""
+    await lifecycle.load(pb.ModelOptions(Model="a"))
+    watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=10)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    vars(lifecycle.model_for(""))["dead"] = True
+    assert await answer(stub, "Predict") == ("UNAVAILABLE", CAUSE, None)
+    found = await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+    assert found.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_a_drain_does_not_wait_for_a_watch(stub: Any, health: Any, lifecycle: Lifecycle) -> None:
+    await lifecycle.load(pb.ModelOptions(Model="a"))
+    await answer(stub, "Predict")
+    watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+    await watch.read()
+    async with asyncio.timeout(30):
+        await lifecycle.idle(600)
+    assert not watch.done()
+    watch.cancel()

@@ -83,6 +83,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "prompt",
         "sampling_params",
         "request_id",
+        "trace_headers",
         "reasoning_ended",
         "reasoning_parser_kwargs",
     ),
@@ -154,7 +155,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "vllm.outputs.RequestOutput": ("outputs", "prompt_token_ids", "metrics"),
     "vllm.outputs.CompletionOutput": ("text", "token_ids", "logprobs", "finish_reason"),
     "vllm.logprobs.Logprob": ("logprob", "decoded_token"),
-    "vllm.v1.metrics.stats.RequestStateStats": ("scheduled_ts", "first_token_ts", "last_token_ts"),
+    "vllm.v1.metrics.stats.RequestStateStats": ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts"),
     "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": (
         "chat_template_kwargs",
         "messages",

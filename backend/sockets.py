@@ -1,0 +1,97 @@
+"""The address a server listens on: bound, or refused with the system's reason."""
+
+import errno
+import ipaddress
+import os
+import socket
+import stat
+from typing import Any
+
+import grpc
+
+from backend.settings import SettingsError
+
+MOST_PATH_BYTES = 107  # unix(7)
+# Everyone else's permissions are taken off a socket as it is made: a chmod would come a moment too late.
+_PRIVATE = 0o177
+
+
+def listen(server: grpc.aio.Server, addr: str, credentials: grpc.ServerCredentials | None = None) -> str:
+    """Bind `addr` (as `Settings.addr`) and return it with the port that was taken.
+
+    A `unix:` socket has mode 0600; gRPC removes its file when the server stops. Call while no other thread makes files.
+
+    Raises:
+        SettingsError: with the system's reason, which gRPC's own error lacks.
+
+    """
+    _check_bindable(addr)
+    umask = os.umask(_PRIVATE)
+    try:
+        port = server.add_insecure_port(addr) if credentials is None else server.add_secure_port(addr, credentials)
+    except RuntimeError as error:
+        msg = f"cannot listen on {addr}: {error}"
+        raise SettingsError(msg) from error
+    finally:
+        os.umask(umask)
+    return addr if addr.startswith("unix:") else f"{addr.rpartition(':')[0]}:{port}"
+
+
+def is_local(addr: str) -> bool:
+    """Whether only processes of this machine can connect to `addr`; a host that can't be resolved is not local."""
+    if addr.startswith("unix:"):
+        return True
+    try:
+        found = _resolved(addr)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
+def _resolved(addr: str) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, Any]]:
+    host, _, port = addr.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [(family, kind, protocol, address) for family, kind, protocol, _, address in found]
+
+
+def _check_bindable(addr: str) -> None:
+    try:
+        if addr.startswith("unix:"):
+            _check_socket_path(addr.removeprefix("unix:").removeprefix("//"))
+            return
+        for family, kind, protocol, address in _resolved(addr):
+            with socket.socket(family, kind, protocol) as probe:
+                # As gRPC binds: connections of a former server that linger don't count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        msg = f"cannot listen on {addr}: {reason}"
+        raise SettingsError(msg) from error
+
+
+def _check_socket_path(path: str) -> None:
+    """gRPC removes a socket file that is in its way, also one that another server listens on."""
+    if len(os.fsencode(path)) > MOST_PATH_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"a socket's path has at most {MOST_PATH_BYTES} bytes")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, f"no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"folder {folder} is not writable")
+    if os.path.islink(path) and not os.path.exists(path):
+        raise FileExistsError(errno.EEXIST, "a link that leads nowhere has this name")
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(errno.EEXIST, "a file that is no socket has this name")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return  # left behind by a server that is gone
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

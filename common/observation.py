@@ -1,0 +1,30 @@
+"""What a caller brings along besides its request: a trace to be part of, and someone who counts."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Observer(Protocol):
+    """Told about one request on its way through the engine; called in the event loop, `output` for every output."""
+
+    def submitted(self, prompt_tokens: int) -> None:
+        """The request goes to the engine."""
+
+    def output(self, tokens: int) -> None:
+        """So many tokens came: of a stream those since the last call, otherwise all."""
+
+    def queued(self, seconds: float) -> None:
+        """How long the engine let it wait; told at the end, where the engine keeps statistics."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as far as the engine's rooms need to know."""
+
+    trace_headers: Mapping[str, str] | None = None
+    """`traceparent` and `tracestate`, see `tracing.trace_headers`."""
+    observer: Observer | None = None
+
+
+NOBODY = Caller()
