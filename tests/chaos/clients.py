@@ -264,3 +264,11 @@ KINDS = {
     "bad request": Kind(bad_request, 8),
     "wrong RPC": Kind(wrong_rpc, 4),
 }
+
+
+def chosen(names: str) -> dict[str, Kind]:
+    """The kinds in a list with commas; all where it is empty. ValueError for a name that is none."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if unknown := set(wanted) - set(KINDS):
+        raise ValueError(f"CHAOS_CLIENTS: {', '.join(sorted(unknown))}: use some of {', '.join(KINDS)}")
+    return {name: kind for name, kind in KINDS.items() if not wanted or name in wanted}

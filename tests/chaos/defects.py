@@ -50,7 +50,7 @@ class Defect:
 
 
 CHAOS = "tests/chaos/test_chaos.py::test_clients_and_kills"
-_SOAK = {"CHAOS_SECONDS": "45", "CHAOS_KILLS": "off"}
+_SOAK = {"CHAOS_SECONDS": "60", "CHAOS_KILLS": "off"}
 _SHORT = {"CHAOS_SECONDS": "10", "CHAOS_KILLS": "off"}
 
 

@@ -1,5 +1,6 @@
 """What a run has found, as Markdown, and its figure."""
 
+import dataclasses
 import datetime
 import platform
 import statistics
@@ -10,16 +11,20 @@ from tests.chaos import judge
 from tests.chaos.clients import KINDS
 from tests.chaos.plot import figure
 from tests.chaos.run import Outcome
+from tests.chaos.samples import Row
 from tests.process.orchestrator import REPOSITORY
 
 FOLDER = REPOSITORY / ".chaos"
 
 
 def write(outcome: Outcome, found: list[str], folder: Path = FOLDER) -> Path:
-    """Write `report.md`, `chaos.svg` and the end of the last server's log into `folder`; returns the first."""
+    """Write the report, its figure, the samples and the last server's log into `folder`; returns the first."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "chaos.svg").write_text(figure(outcome.sampler.rows), encoding="utf-8")
     (folder / "server.log").write_text(outcome.last_words, encoding="utf-8")
+    names = [field.name for field in dataclasses.fields(Row)]
+    table = [names, *([str(getattr(row, name)) for name in names] for row in outcome.sampler.rows)]
+    (folder / "samples.tsv").write_text("".join("\t".join(cells) + "\n" for cells in table), encoding="utf-8")
     report = folder / "report.md"
     report.write_text("\n".join(lines(outcome, found)) + "\n", encoding="utf-8")
     return report

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import os
 import random
 import time
 import traceback
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.chaos.clients import KINDS, Call
+from tests.chaos.clients import KINDS, Call, chosen
 from tests.chaos.kills import KILLS, strike
 from tests.chaos.parent import Parent
 from tests.chaos.record import Record
@@ -54,6 +55,7 @@ class Chaos:
         self._seed = seed
         self._seconds = seconds
         self._with_kills = kills
+        self._kinds = chosen(os.environ.get("CHAOS_CLIENTS", ""))
         self._record = Record()
         self._sampler = Sampler(max(1.0, seconds / _ROWS))
         self._parent = Parent(Path(ensure("scripted")), self._record)
@@ -109,7 +111,7 @@ class Chaos:
 
     async def _client(self, number: int) -> None:
         generator = random.Random(f"{self._seed} {number}")
-        names, weights = list(KINDS), [kind.weight for kind in KINDS.values()]
+        names, weights = list(self._kinds), [kind.weight for kind in self._kinds.values()]
         while not self._over:
             (name,) = generator.choices(names, weights)
             backend = self._parent.backend

@@ -3,12 +3,16 @@
 import math
 import random
 import time
+from pathlib import Path
 
 import grpc
 import pytest
 
+from tests.chaos.clients import KINDS, chosen
 from tests.chaos.record import GONE, NOTHING, Record
-from tests.chaos.samples import Row, soak_rows, trend
+from tests.chaos.report import write
+from tests.chaos.run import Outcome
+from tests.chaos.samples import Row, Sampler, soak_rows, trend
 
 Code = grpc.StatusCode
 OK = frozenset({Code.OK})
@@ -80,3 +84,27 @@ def test_violations_are_bounded() -> None:
         record.violation(str(number))
     assert len(record.violations) < 100
     assert record.violation_count == 1000
+
+
+def test_the_report_of_a_run(tmp_path: Path) -> None:
+    sampler = Sampler(1.0)
+    sampler.rows = [Row(float(at), 1, soak=at >= 20, rss=500.0 + at, files=20.0, p50=0.1) for at in range(1, 50)]
+    record = Record()
+    record.end_of_call("unary", Code.OK, "", time.monotonic(), OK, probe=False)
+    trouble = record.begin("a kill", GONE, NOTHING)
+    record.end(trouble)
+    report = write(Outcome(1, 600.0, 1, 1, record, sampler, "the log", []), ["a problem"], tmp_path).read_text()
+    assert "| unary | 1 (1 calm) |" in report
+    assert "    a problem" in report
+    assert "| a kill | 1 |" in report
+    assert "+3600.00 MiB/h (noise 0.00)" in report
+    assert len((tmp_path / "samples.tsv").read_text().splitlines()) == 50
+    assert (tmp_path / "server.log").read_text() == "the log"
+    assert (tmp_path / "chaos.svg").read_text().count("<polyline") == 3
+
+
+def test_clients_of_some_kinds() -> None:
+    assert list(chosen("")) == list(KINDS)
+    assert list(chosen("prober, unary")) == ["unary", "prober"]
+    with pytest.raises(ValueError, match="CHAOS_CLIENTS: nobody: use some of unary, "):
+        chosen("unary,nobody")
