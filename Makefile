@@ -8,8 +8,9 @@ PYTHON := .venv/bin/python
 MODEL ?=
 PROMPT ?= What is the capital of France?
 TESTS ?= tests
+FUZZ_CASES ?= 100000
 
-.PHONY: help demo test check install clean
+.PHONY: help demo test fuzz check install clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -29,6 +30,11 @@ demo: ## install, load a model (MODEL=folder or hub id; default: SmolLM2), strea
 test: ## run the tests (TESTS=tests/unit for one room)
 	@./install.sh --extra demo --extra test
 	$(PYTHON) -m pytest $(TESTS)
+
+fuzz: export FUZZ_CASES := $(FUZZ_CASES)
+fuzz: ## 100,000 hostile cases against a server with an engine (FUZZ_CASES=1000000, FUZZ_SEED=7, FUZZ_ONLY=hostile:17)
+	@./install.sh --extra demo --extra test
+	$(PYTHON) -m pytest -s tests/fuzz
 
 check: ## ruff, mypy --strict, shellcheck, and whether the stubs match
 	@./install.sh --extra demo --extra test

@@ -1,9 +1,9 @@
 """What a grammar may be, so that one request can't keep the engine from all others.
 
-xgrammar compiles in the engine's process, where nothing can stop it, and finds the tokens allowed next between two steps
-of all requests. Some shapes make it take minutes or for ever for either. They are looked for in a grammar as xgrammar
-itself writes it, which is the same for GBNF, JSON schemas and patterns: one rule a line, repetitions in rules of their
-own. An ambiguous grammar can hide the same trouble in other shapes; which ones, no program can tell in general.
+xgrammar compiles in the engine's process, where nothing can stop it, and finds the tokens allowed next between two
+steps of all requests. Some shapes make it take minutes or for ever for either. They are looked for in a grammar as
+xgrammar writes it, which is the same for GBNF, JSON schemas and patterns: one rule a line, repetitions in rules of
+their own. An ambiguous grammar can hide the same trouble in other shapes; which ones, no program can tell in general.
 """
 
 import re
@@ -20,7 +20,7 @@ _RULE = re.compile(r"^(\S+) ::= (.*)$", re.MULTILINE)
 # What a rule is where it is nothing but a repetition, or another name, of one other rule.
 _BOUNDED = re.compile(r"\(\((\S+)\{(\d+), (-?\d+)\}\)\)")
 _STAR = re.compile(r'\("" \| \((\S+) (\S+)\)\)')
-_PLUS = re.compile(r"\(\((\S+) (\S+)\) \| \((\S+)\)\)")
+_PLUS = re.compile(r"\(\((\S+) (\S+)\) \| \(\1\)\)")
 _ALIAS = re.compile(r'\((?:"" \| )?\(([^\s"()\[\]{}]+)\)\)')
 _SEQUENCE = re.compile(r"\(((?:[^\s\"()\[\]{}]+ )+[^\s\"()\[\]{}]+)\)")
 
@@ -59,9 +59,8 @@ def _nesting(name: str, rules: dict[str, str]) -> tuple[int, int]:
     levels, repeats, seen = 0, 1, {name}
     while body := rules.get(name):
         if match := _BOUNDED.fullmatch(body):
-            inner, most = match[1], int(match[3])
-            levels, repeats = levels + 1, repeats * max(most, 1)
-        elif ((match := _STAR.fullmatch(body)) and match[2] == name) or ((match := _PLUS.fullmatch(body)) and match[2] == name and match[1] == match[3]):
+            inner, levels, repeats = match[1], levels + 1, repeats * max(int(match[3]), 1)
+        elif (match := _STAR.fullmatch(body) or _PLUS.fullmatch(body)) and match[2] == name:
             inner, levels = match[1], levels + 1
         elif match := _ALIAS.fullmatch(body):
             inner = match[1]

@@ -124,7 +124,7 @@ def _metadata(draw: random.Random) -> tuple[tuple[str, str | bytes], ...]:
 def _numbers(draw: random.Random, options: pb.PredictOptions) -> None:
     floats = (float("nan"), float("inf"), -float("inf"), -1.0, 1e-45, 3.4e38, 2.0, 2.1, -2.1, 0.0, 1e-6)
     whole = (-1, -2, 0, 1, 20, 21, 2**31 - 1, -(2**31))
-    field = draw.choice(options.DESCRIPTOR.fields)
+    field: Any = draw.choice(options.DESCRIPTOR.fields)
     while field.is_repeated or field.type not in (field.TYPE_FLOAT, field.TYPE_INT32):
         field = draw.choice(options.DESCRIPTOR.fields)
     setattr(options, field.name, draw.choice(floats if field.type == field.TYPE_FLOAT else whole))
@@ -348,7 +348,7 @@ def _value(draw: random.Random, depth: int) -> Any:
     return {draw.choice(("a", "", text(draw))): _value(draw, depth + 1) for _ in range(draw.randrange(4))}
 
 
-_TYPES = (
+_TYPES: tuple[Any, ...] = (
     "string",
     "integer",
     "number",
@@ -470,7 +470,7 @@ def _chain(rules: int) -> str:
 
 def _random_grammar(draw: random.Random) -> str:
     """Pieces of GBNF in any order, under the rules' names."""
-    pieces = (
+    pieces: tuple[str, ...] = (
         '"a"',
         "[a-z]",
         "[^\\n]",

@@ -29,6 +29,7 @@ _PAUSE = 0.02  # between the parts of a case
 _LISTEN = 0.25  # for what a server says to what needs no answer
 
 REFUSED = "refused"
+_PATIENCE = 20  # tries to connect, 0.1 s apart
 _Code = grpc.StatusCode
 ALLOWED = frozenset(
     (
@@ -40,8 +41,12 @@ ALLOWED = frozenset(
         _Code.RESOURCE_EXHAUSTED,
     )
 )
-# Ours and the engine's; gRPC's own lines on broken connections are none.
-_LOUD = re.compile(r"^(?:\(\S+ pid=\d+\) )?(?:ERROR|CRITICAL) .*|^Traceback .*", re.MULTILINE)
+# Ours and the engine's. gRPC and asyncio log what a client's bytes did to them.
+_LOUD = re.compile(
+    r"^(?:\(\S+ pid=\d+\) )?(?:ERROR|CRITICAL) (?!\S+ \S+ \[(?:grpc\._cython\.cygrpc|asyncio)\]).*", re.MULTILINE
+)
+# What gRPC's client makes of a message that it writes after the server has answered.
+_ANSWERED_EARLY = "Internal error from Core"
 
 
 @dataclass
@@ -110,6 +115,7 @@ class Runner:
             code, text = await _call(channel, case)
             said = code.name
             left = case.leaves_after is not None and code in (_Code.CANCELLED, _Code.DEADLINE_EXCEEDED)
+            left = left or text == _ANSWERED_EARLY
             if code not in ALLOWED and not left:
                 self.outcome.findings.append((name, case, f"{code.name}: {text[:300]}"))
             self.outcome.slowest = max(self.outcome.slowest, (time.monotonic() - started, name))
@@ -134,17 +140,16 @@ class Runner:
 async def _call(channel: grpc.aio.Channel, case: Call) -> tuple[grpc.StatusCode, str]:
     method = METHODS.get(case.method)
     streams = (method.client_streaming, method.server_streaming) if method is not None else (False, False)
-    factory = {
+    factory: Any = {
         (False, False): channel.unary_unary,
         (False, True): channel.unary_stream,
         (True, True): channel.stream_stream,
     }[streams]
-    timeout = DEADLINE if case.leaves_after is None else case.leaves_after
-    given: Any = iter(case.requests) if streams[0] else case.requests[0]
-    call: Any = factory(case.method)(given, timeout=timeout, metadata=case.metadata)
+    options: Any = {"timeout": DEADLINE if case.leaves_after is None else case.leaves_after, "metadata": case.metadata}
     try:
+        call: Any = factory(case.method)(iter(case.requests) if streams[0] else case.requests[0], **options)
         if streams[1]:
-            async for _ in call:
+            while await call.read() is not grpc.aio.EOF:
                 pass
         else:
             await call
@@ -157,11 +162,17 @@ async def _write(host: str, port: int, case: Wire) -> str:
     """What the server said in the end: `answer`, `nothing`, or `refused` where it let nobody in."""
     loop = asyncio.get_running_loop()
     said = b""
-    with socket.socket() as connection:
-        connection.setblocking(False)
-        try:
-            await loop.sock_connect(connection, (host, port))
-        except ConnectionRefusedError:
+    with contextlib.ExitStack() as stack:
+        # The port may be shut for a moment, while it changes hands.
+        for _ in range(_PATIENCE):
+            connection = stack.enter_context(socket.socket())
+            connection.setblocking(False)
+            try:
+                await loop.sock_connect(connection, (host, port))
+                break
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.1)
+        else:
             return REFUSED
         with contextlib.suppress(OSError, TimeoutError):
             for index, part in enumerate(case.parts):
