@@ -4,6 +4,7 @@ import base64
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.message_factory import GetMessageClass
@@ -41,19 +42,13 @@ def hostile_load(draw: random.Random) -> Call:
     """A LoadModel that must be refused before an engine is started, or a Free that is no message."""
     if draw.random() < 0.1:
         return Call(f"{BACKEND}Free", (b"\x0a\xff" + draw.randbytes(3),))
-    options = model_options(_Nowhere("/nowhere/model"))
+    options = model_options(Path("/nowhere/model"))
     fill(draw, options, draw.choice((0.0, 0.05, 0.3)))
     options.Model = options.ModelFile = draw.choice(("/nowhere", "", "/dev/null", "/", "\0", "a/b/c", "~", "x" * 5000))
     options.Options.extend(draw.choice(_OPTIONS) for _ in range(draw.randrange(4)))
     if draw.random() < 0.5:
         options.EngineArgs = draw.choice((*_ENGINE_ARGS, _json(draw)))
     return Call(f"{BACKEND}LoadModel", (options.SerializeToString(),))
-
-
-class _Nowhere(str):
-    """A path, for a function that takes one only to write it."""
-
-    __slots__ = ()
 
 
 _OPTIONS = (
