@@ -170,7 +170,7 @@ async def _write(host: str, port: int, case: Wire) -> str:
             try:
                 await loop.sock_connect(connection, (host, port))
                 break
-            except ConnectionRefusedError:
+            except ConnectionError:
                 await asyncio.sleep(0.1)
         else:
             return REFUSED
