@@ -8,8 +8,9 @@ PYTHON := .venv/bin/python
 MODEL ?=
 PROMPT ?= What is the capital of France?
 TESTS ?= tests
+FUZZ_CASES ?= 100000
 
-.PHONY: help demo test chaos control check install clean
+.PHONY: help demo test fuzz chaos control check install clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -37,6 +38,11 @@ chaos: ## random clients and kills, then a soak (CHAOS_SECONDS=600, CHAOS_SEED=,
 control: ## plant defects into copies of the tree; each must fail the tests that are there for it
 	@./install.sh --extra demo --extra test
 	CONTROL=all $(PYTHON) -m pytest -s tests/chaos/test_control.py
+
+fuzz: export FUZZ_CASES := $(FUZZ_CASES)
+fuzz: ## 100,000 hostile cases against a server with an engine (FUZZ_CASES=1000000, FUZZ_SEED=7, FUZZ_ONLY=hostile:17)
+	@./install.sh --extra demo --extra test
+	$(PYTHON) -m pytest -s tests/fuzz
 
 check: ## ruff, mypy --strict, shellcheck, and whether the stubs match
 	@./install.sh --extra demo --extra test

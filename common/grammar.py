@@ -14,6 +14,7 @@ from vllm.sampling_params import check_json_nesting
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from common.errors import InvalidRequest
+from common.grammar_limits import too_much
 from common.messages import parse_json
 
 # What is not closed is one token to the end: xgrammar names its line, and no input is read more than once.
@@ -73,9 +74,11 @@ def xgrammar_ebnf(gbnf: str) -> str:
     if "::=" not in ebnf:
         raise InvalidRequest("Grammar", "has no rule; write GBNF rules (root ::= …) or a JSON schema object")
     try:
-        xgrammar.Grammar.from_ebnf(ebnf)
+        compiled = str(xgrammar.Grammar.from_ebnf(ebnf))
     except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
         raise InvalidRequest("Grammar", _reason(error)) from None
+    if excess := too_much(compiled):
+        raise InvalidRequest("Grammar", excess)
     return ebnf
 
 
@@ -136,11 +139,13 @@ def _json_schema(field: str, schema: Any) -> dict[str, Any]:
         # The engine's own checks, which it would make later and without the field's name.
         check_json_nesting(schema)
         unsupported = has_xgrammar_unsupported_json_features(schema)
-        xgrammar.Grammar.from_json_schema(json.dumps(schema))
+        compiled = str(xgrammar.Grammar.from_json_schema(json.dumps(schema)))
     except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
         raise InvalidRequest(field, _reason(error)) from None
     if unsupported:
         raise InvalidRequest(field, "has features that xgrammar can't enforce (such as multipleOf or uniqueItems)")
+    if excess := too_much(compiled):
+        raise InvalidRequest(field, excess)
     return {"structured_outputs": {"json": schema}}
 
 

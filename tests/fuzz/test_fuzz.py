@@ -1,0 +1,164 @@
+"""Hostile clients against a server with the scripted model; docs/reliability.md says what is asked and what was found.
+
+FUZZ_CASES says how many, FUZZ_SEED which, FUZZ_ONLY=hostile:17 or frames:100-200 runs nothing but those again.
+"""
+
+import asyncio
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fuzz import cases, http2
+from tests.fuzz.cases import Call, Case, Wire
+from tests.fuzz.hostile import hostile, hostile_load
+from tests.fuzz.messages import random_bytes
+from tests.fuzz.runner import Runner, report
+from tests.fuzz.wires import garbage, wrong_frames
+from tests.models import ensure
+from tests.models.script import line
+from tests.process.orchestrator import Backend, Heart, eventually
+from tests.process.test_lifecycle import plain
+from tests.process.wire import PARSERS, model_options
+
+CASES = int(os.environ.get("FUZZ_CASES", "3000"))
+SEED = os.environ.get("FUZZ_SEED", "0")
+ONLY = os.environ.get("FUZZ_ONLY", "")
+CORPUS = Path(__file__).with_name("corpus")
+# Nothing is fetched from anywhere, whatever a LoadModel names.
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1"}
+BATCH = 1000
+MOST_GROWTH = 64 * 2**20
+
+# Of 1000 cases; the first four cost 1 ms each, a load 50 times that.
+SHARES: dict[str, tuple[int, Callable[[random.Random], Case]]] = {
+    "bytes": (150, garbage),
+    "frames": (300, wrong_frames),
+    "messages": (350, random_bytes),
+    "hostile": (198, hostile),
+    "load": (2, hostile_load),
+}
+
+
+def case_of(name: str) -> Case:
+    """The case of this name, `kind:number`, always the same one for a seed."""
+    return SHARES[name.partition(":")[0]][1](random.Random(f"{SEED}/{name}"))
+
+
+def named(first: int, last: int) -> Iterator[tuple[str, Case]]:
+    """Cases by number, of all kinds in turn."""
+    kinds = [kind for kind, (share, _) in SHARES.items() for _ in range(share)]
+    random.Random(0).shuffle(kinds)
+    for number in range(first, last):
+        name = f"{kinds[number % len(kinds)]}:{number}"
+        yield name, case_of(name)
+
+
+def apart(found: Iterable[tuple[str, Case]]) -> list[list[tuple[str, Case]]]:
+    """What is written to the port, and the calls: a call that is on its way when gRPC closes the port is lost."""
+    listed = list(found)
+    return [[item for item in listed if isinstance(item[1], kind)] for kind in (Wire, Call)]
+
+
+def corpus() -> list[tuple[str, Case]]:
+    return [(f"corpus:{path.stem}", cases.read(path)) for path in sorted(CORPUS.glob("*.json"))]
+
+
+def asked_for() -> Iterator[tuple[str, Case]]:
+    kind, _, numbers = ONLY.partition(":")
+    first, _, last = numbers.partition("-")
+    for number in range(int(first), int(last or first) + 1):
+        yield f"{kind}:{number}", case_of(f"{kind}:{number}")
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Backend]:
+    with Backend(env=ENVIRONMENT) as backend:
+        backend.wait_for_health()
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def served(bare: Backend) -> Backend:
+    assert bare.load(model_options(ensure("scripted"), *PARSERS)).success
+    assert plain(bare) == line("plain").content
+    return bare
+
+
+def check(runner: Runner) -> None:
+    outcome = runner.outcome
+    print(f"FUZZ_SEED={SEED}\n{report(outcome)}")
+    if outcome.findings:
+        folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
+        for name, case, what in outcome.findings:
+            (folder / f"{name.replace(':', '-').replace(' ', '_')}.json").write_text(cases.saved(case, what[:300]))
+        pytest.fail(
+            f"{len(outcome.findings)} findings with FUZZ_SEED={SEED}; again with FUZZ_ONLY={outcome.findings[0][0]};"
+            f" files for tests/fuzz/corpus are in {folder}"
+        )
+
+
+async def test_without_a_model(bare: Backend) -> None:
+    """All that is known, and some cases, before anything is loaded."""
+    async with Runner(bare) as runner:
+        for part in (*apart(corpus()), *apart(named(0, 1000))):
+            await runner.run(part)
+    check(runner)
+
+
+async def test_what_is_right_is_answered(bare: Backend) -> None:
+    """The frames that the others are made from: they lead to an RPC, or nothing would be tested."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(bare.addr.rpartition(":")[2]))
+    writer.write(b"".join(http2.frames_of("/backend.Backend/Health", b"")))
+    said = b""
+    while b"OK" not in said:
+        piece = await reader.read(1 << 16)
+        assert piece, said
+        said += piece
+    writer.close()
+
+
+async def test_corpus(served: Backend) -> None:
+    async with Runner(served) as runner:
+        for part in apart(corpus()):
+            await runner.run(part)
+    check(runner)
+
+
+@pytest.mark.timeout(300 + CASES / 50)
+async def test_cases(served: Backend) -> None:
+    server = psutil.Process(served.pid)
+
+    def held() -> tuple[int, int, int]:
+        return served.rss(), server.num_fds(), server.num_threads()
+
+    async with Runner(served) as runner:
+        with Heart(served, "fuzzing", interval=0.5) as heart:
+            if ONLY:
+                await runner.run(asked_for())
+                check(runner)
+                return
+            started = time.monotonic()
+            warm = max(CASES // 5, 1000)
+            for first in range(0, CASES, BATCH):
+                if first <= warm < first + BATCH:
+                    base = held()
+                for part in apart(named(first, min(first + BATCH, CASES))):
+                    await runner.run(part)
+                if runner.outcome.findings:
+                    break
+            seconds = time.monotonic() - started
+    print(f"{CASES} cases in {seconds:.0f} s")
+    check(runner)
+    heart.check()
+    assert plain(served) == line("plain").content
+    eventually(lambda: server.num_fds() <= base[1] + 8, 30, "connections closed")
+    after = held()
+    print(f"RSS {base[0] / 2**20:.0f} -> {after[0] / 2**20:.0f} MiB, descriptors {base[1:]} -> {after[1:]}")
+    assert after[0] - base[0] <= MOST_GROWTH
+    assert after[2] <= base[2] + 8

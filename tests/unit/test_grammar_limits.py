@@ -1,0 +1,62 @@
+"""Grammars that would stop the engine for everybody, and those next to them that it takes easily."""
+
+import json
+
+import pytest
+
+from common.errors import InvalidRequest
+from common.grammar import structured_outputs, xgrammar_ebnf
+
+
+def chain(rules: int) -> str:
+    return "root ::= r0\n" + "\n".join(f'r{i} ::= "a" r{i + 1}' for i in range(rules)) + f'\nr{rules} ::= "b"'
+
+
+@pytest.mark.parametrize(
+    ("grammar", "why"),
+    [
+        (chain(10_000), "characters of rules"),
+        ('root ::= "' + "a" * 100_000 + '"', "characters of rules"),
+        ("root ::= " + '"a"? ' * 65, "65 optional parts"),
+        ("root ::= ((([a-z]{1,100}){1,100}){1,100}){1,100}", "repetition of a repetition"),
+        ("root ::= (([a-z]{1,10}){1,10}){1,10}", "repetition of a repetition"),
+        ("root ::= ([a-z]{1,10}){1,1000}", "10000 times"),
+        ("root ::= a*\na ::= b*\nb ::= c*\nc ::= [a-z]*", "repetition of a repetition"),
+        ("root ::= a+\na ::= b+\nb ::= c+\nc ::= [a-z]", "repetition of a repetition"),
+        ("root ::= x{1,100000}\nx ::= y{1,100000}\ny ::= [a-z]?", "times in all"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_refused(grammar: str, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=why) as caught:
+        xgrammar_ebnf(grammar)
+    assert caught.value.field == "Grammar"
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        chain(1000),
+        "root ::= " + '"a"? ' * 64,
+        'root ::= ([a-z]{1,100} " "){1,100}',
+        "root ::= ([a-z]{1,30}){1,30}",
+        'root ::= (ws "x" ws)*\nws ::= [ \\n]*',
+        "root ::= root",
+    ],
+    ids=lambda value: value[:40],
+)
+def test_taken(grammar: str) -> None:
+    assert xgrammar_ebnf(grammar)
+
+
+def test_schemas() -> None:
+    items = {"type": "array", "items": {"type": "string", "maxLength": 1000}, "maxItems": 1000}
+    assert structured_outputs(json.dumps(items), {})
+    for schema in (
+        {"enum": [f"word{i}" for i in range(100_000)]},
+        {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}},
+        {"type": "string", "pattern": "^((a{1,1000}){1,1000}){1,1000}$"},
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            structured_outputs("", {"json_schema": json.dumps(schema)})
+        assert caught.value.field == 'Metadata["json_schema"]'
