@@ -17,6 +17,8 @@ logger = logging.getLogger("backend")
 MOST_DESCRIPTORS = 65536
 # What handlers get that no engine answers any more.
 FAILED_DRAIN_SECONDS = 1.0
+# Longest that requests of a server whose port another one took over may go on.
+_RETIRED_SECONDS = 3600.0
 
 
 def main() -> None:
@@ -76,7 +78,24 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     logger.info("listening on %s", addr)
     lifecycle.import_in_background()
 
-    cause = await lifecycle.stopped()
+    stopped = asyncio.create_task(lifecycle.stopped())
+    retired: set[asyncio.Task[None]] = set()
+    while True:
+        # gRPC's accepting loop ends for good with a path that is no UTF-8; another server takes the port over.
+        ended = asyncio.create_task(server.wait_for_termination())
+        await asyncio.wait([stopped, ended], return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            ended.cancel()
+            break
+        logger.warning("the port was closed by a request that gRPC can't read: %s", type(ended.exception()).__name__)
+        former, server = server, build_server(settings, lifecycle)
+        listen(server, addr)
+        await server.start()
+        # What it still serves goes on.
+        task = asyncio.create_task(former.stop(_RETIRED_SECONDS))
+        retired.add(task)
+        task.add_done_callback(retired.discard)
+    cause = stopped.result()
     logger.info("stopping: %s", cause or "asked to")
     await shut_down(lifecycle, server, drain_seconds=settings.drain_seconds, shutdown_timeout=settings.shutdown_timeout)
     leave(1 if cause else 0, cause)
