@@ -1,6 +1,7 @@
 """argv -> Settings -> run. Imports nothing heavy: the port must open before vLLM is imported."""
 
 import asyncio
+import functools
 import logging
 import os
 import resource
@@ -19,6 +20,8 @@ logger = logging.getLogger("backend")
 
 # Sixty-four times the connections that the orchestrator has at most.
 MOST_DESCRIPTORS = 65536
+# Longest that requests of a server whose port another one took over may go on.
+_RETIRED_SECONDS = 3600.0
 
 
 def main() -> None:
@@ -70,7 +73,8 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     _allow_many_connections()
     metrics = metrics_port.bind(settings.metrics_addr) if settings.metrics_addr else None
     counters = Counters() if metrics else None
-    server = build_server(settings, lifecycle, counters)
+    build = functools.partial(build_server, settings, lifecycle, counters)
+    server = build()
     addr = listen(server, settings.addr, _credentials(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop)
@@ -90,10 +94,34 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
         metrics_port.serve_in_background(metrics, counters, lifecycle)
     lifecycle.import_in_background()
 
-    cause = await lifecycle.stopped()
+    stopped = asyncio.create_task(lifecycle.stopped())
+    retired: set[asyncio.Task[None]] = set()
+    while not await _accepts_until(stopped, server):
+        former, server = server, build()
+        listen(server, addr, _credentials(settings))
+        await server.start()
+        # What it still serves goes on.
+        task = asyncio.create_task(former.stop(_RETIRED_SECONDS))
+        retired.add(task)
+        task.add_done_callback(retired.discard)
+    cause = stopped.result()
     logger.info("stopping: %s", cause or "asked to")
     await shut_down(lifecycle, server, drain_seconds=settings.drain_seconds, shutdown_timeout=settings.shutdown_timeout)
     leave(1 if cause else 0, cause)
+
+
+async def _accepts_until(stopped: "asyncio.Task[str | None]", server: "grpc.aio.Server") -> bool:
+    """Wait for `stopped`: true; false where `server` accepts nothing any more, and another must take its port over.
+
+    gRPC's accepting loop ends for good with a request whose path is no UTF-8, before anybody is asked for a token.
+    """
+    ended = asyncio.create_task(server.wait_for_termination())
+    await asyncio.wait([stopped, ended], return_when=asyncio.FIRST_COMPLETED)
+    if stopped.done():
+        ended.cancel()
+        return True
+    logger.warning("the port was closed by a request that gRPC can't read: %s", type(ended.exception()).__name__)
+    return False
 
 
 def _credentials(settings: Settings) -> "grpc.ServerCredentials | None":

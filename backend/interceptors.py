@@ -3,9 +3,10 @@
 import asyncio
 import hashlib
 import hmac
+import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias, cast
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -87,9 +88,58 @@ class StatusMapping(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         """See `grpc.aio.ServerInterceptor`."""
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(self._prefix):
-            return handler
+        if handler is None:
+            return None
+        if not handler_call_details.method.startswith(self._prefix):
+            return _readable(handler)
         return _replaced(handler, lambda old: _mapped(old, self._explained), _forgiving)
+
+
+def _readable(handler: Any) -> "Handler":
+    """A handler of gRPC's own services, with our answer to bytes that are no message."""
+    if handler.request_deserializer is None:
+        return cast("Handler", handler)
+    deserializer = _forgiving(handler.request_deserializer)
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(
+            _refusing_stream(handler.stream_stream), deserializer, handler.response_serializer
+        )
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(
+            _refusing_stream(handler.unary_stream), deserializer, handler.response_serializer
+        )
+
+    async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        if request is _Malformed:
+            await context.abort(*status_of(_MALFORMED))
+        answer = handler.unary_unary(request, context)
+        return await answer if inspect.isawaitable(answer) else answer
+
+    return grpc.unary_unary_rpc_method_handler(behaviour, deserializer, handler.response_serializer)
+
+
+def _refusing_stream(behaviour: Any) -> Any:
+    async def requests(given: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async for request in given:
+            if request is _Malformed:
+                await context.abort(*status_of(_MALFORMED))
+            yield request
+
+    async def refusing(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        if request is _Malformed:
+            await context.abort(*status_of(_MALFORMED))
+        answers = behaviour(requests(request, context) if hasattr(request, "__aiter__") else request, context)
+        if inspect.isawaitable(answers):  # it writes to the context
+            await answers
+            return
+        if hasattr(answers, "__aiter__"):
+            async for answer in answers:
+                await context.write(answer)
+        else:
+            for answer in answers:
+                await context.write(answer)
+
+    return refusing
 
 
 def _replaced(handler: Handler, behaviour: Any, deserializer: Any = lambda same: same) -> Handler:
