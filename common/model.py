@@ -20,8 +20,6 @@ from common.pb import backend_pb2 as pb
 from common.request import GenerationRequest, generation_request, is_heavy
 from common.vllm_log import leave_answers_out
 
-leave_answers_out()
-
 __all__ = ["LoadPlan", "Model", "plan_load"]
 
 
@@ -35,6 +33,7 @@ class Model:
     """
 
     def __init__(self, engine: Engine, plan: LoadPlan) -> None:
+        leave_answers_out()
         self.plan = plan
         self.traced = plan.traces_endpoint is not None
         self._engine = engine

@@ -9,7 +9,7 @@ _PARSERS = ("vllm.tool_parsers", "vllm.reasoning", "vllm.parser")
 
 
 class AnswersLeftOut(logging.Filter):
-    """Takes the values out of what parsers log above DEBUG; the line itself stays."""
+    """Takes the values out of what parsers log above DEBUG. The line stays, a warning at most: it is the model's mistake."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`."""
@@ -19,11 +19,13 @@ class AnswersLeftOut(logging.Filter):
             if record.exc_info and record.exc_info[0] is not None:
                 record.msg, record.exc_info = f"{record.msg}: {record.exc_info[0].__name__}", None
                 record.exc_text = None
+            if record.levelno > logging.WARNING:
+                record.levelno, record.levelname = logging.WARNING, "WARNING"
         return True
 
 
 def leave_answers_out() -> None:
-    """From now on, in this process."""
-    for handler in logging.getLogger("vllm").handlers:
+    """From now on, in this process; vLLM, which makes its handler with its first line, must have logged something."""
+    for handler in logging.getLogger("vllm").handlers + logging.getLogger().handlers:
         if not any(isinstance(old, AnswersLeftOut) for old in handler.filters):
             handler.addFilter(AnswersLeftOut())

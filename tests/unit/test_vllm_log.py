@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.vllm_log import leave_answers_out
+from common.vllm_log import AnswersLeftOut, leave_answers_out
 
 SAID = "what the model said"
 
@@ -16,6 +16,7 @@ def log() -> Iterator[io.StringIO]:
     """What vLLM's handler writes, with our filter on it."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logger = logging.getLogger("vllm")
     before, level = logger.handlers, logger.level
     logger.handlers = [handler]
@@ -25,22 +26,24 @@ def log() -> Iterator[io.StringIO]:
     assert len(handler.filters) == 1
     yield written
     logger.handlers = before
+    for other in logging.getLogger().handlers:
+        other.filters = [old for old in other.filters if not isinstance(old, AnswersLeftOut)]
     logger.setLevel(level)
 
 
 @pytest.mark.parametrize("room", ["vllm.tool_parsers.llama_tool_parser", "vllm.reasoning.x", "vllm.parser.y"])
 def test_values_are_left_out(log: io.StringIO, room: str) -> None:
     logging.getLogger(room).warning("Regex timeout occurred when matching: %s", SAID)
-    assert log.getvalue() == "Regex timeout occurred when matching: %s (values left out)\n"
+    assert log.getvalue() == "WARNING Regex timeout occurred when matching: %s (values left out)\n"
 
 
 def test_the_text_of_an_exception_is_left_out(log: io.StringIO) -> None:
     logger = logging.getLogger("vllm.tool_parsers.hermes")
     logger.error("Error in extracting tool call", exc_info=ValueError(SAID))
-    assert log.getvalue() == "Error in extracting tool call: ValueError\n"
+    assert log.getvalue() == "WARNING Error in extracting tool call: ValueError\n"
 
 
 def test_debug_and_others_stay(log: io.StringIO) -> None:
     logging.getLogger("vllm.tool_parsers.hermes").debug("saw %s", SAID)
     logging.getLogger("vllm.config").warning("max_model_len %d", 7)
-    assert log.getvalue() == f"saw {SAID}\nmax_model_len 7\n"
+    assert log.getvalue() == f"DEBUG saw {SAID}\nWARNING max_model_len 7\n"
