@@ -19,6 +19,9 @@ NESTED: Call = (
         "note": 'first line\nsecond "line"',
     },
 )
+# Spelt out as some models write what isn't ASCII, the emoji as the two halves of a surrogate pair.
+ESCAPED: Call = ("get_weather", {"city": "x 😀 é y"})
+_SPELT = (("😀", r"\ud83d\ude00"), ("é", r"\u00e9"))
 PLAIN = "Grüße aus 東京! 👋 1 < 2."
 BEFORE = "I will look."
 THOUGHT = "The user asks for the weather.\nSo I look: déjà vu 🤔."
@@ -65,6 +68,7 @@ class Format:
         stops: tokens that end an answer, where its text shows them.
         prompt: the end of the rendered prompt, where the model is not to think.
         thinking_prompt: the same where it is.
+        default_prompt: the same where the request doesn't say, if that is neither of them or can't be told from kwargs.
         kwargs: `chat_template_kwargs` where the model is not to think.
         thinking_kwargs: the same where it is.
         calls: writes calls; None for a format without.
@@ -95,6 +99,7 @@ class Format:
     stops: tuple[str, ...] = ()
     prompt: str = "hello\n"
     thinking_prompt: str = "hello\n"
+    default_prompt: str = ""
     kwargs: Arguments = dataclasses.field(default_factory=dict)
     thinking_kwargs: Arguments = dataclasses.field(default_factory=dict)
     calls: Callable[[Sequence[Call]], str] | None = None
@@ -117,6 +122,24 @@ class Format:
         """The tool and the reasoning parser that read an answer with both; empty where the format lacks one."""
         return self.tool_partner or next(iter(self.tool), ""), self.reasoning_partner or next(iter(self.reasoning), "")
 
+    @property
+    def usual_prompt(self) -> str:
+        """The end of the rendered prompt where the request says nothing of thinking."""
+        on_request = self.thinking_kwargs and not self.kwargs
+        return self.default_prompt or (self.prompt if on_request else self.thinking_prompt)
+
+    @property
+    def opens_thought(self) -> bool:
+        """That prompt has the marker before a thought."""
+        assert self.think is not None
+        return self.usual_prompt == self.thinking_prompt and self.think(THOUGHT).lstrip().startswith(THOUGHT)
+
+    @property
+    def writes_literals(self) -> bool:
+        """Strings in calls are JSON's or Python's, with their escapes."""
+        assert self.calls is not None
+        return r"\\" in self.calls([("f", {"k": "\\"})])
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
@@ -128,18 +151,27 @@ class Case:
     calls: tuple[Call, ...] = ()
     cut: bool = False
     """The answer ran into the limit of tokens."""
-    thinks: bool = False
-    """The prompt asked the model to think."""
+    thinks: bool | None = False
+    """The prompt asked the model to think; None: the request doesn't say."""
+    either: bool = False
+    """The text may as well count as reasoning, if streams and the whole answer agree."""
 
 
 def _cut(raw: str, after: str) -> str:
     return raw[: raw.index(after) + len(after)]
 
 
+def _spelt(text: str) -> str:
+    for character, escapes in _SPELT:
+        text = text.replace(character, escapes)
+    return text
+
+
 def tool_cases(form: Format) -> dict[str, Case]:
     """The cases of a tool parser, read without a reasoning parser."""
     assert form.calls is not None
     one = form.calls([WEATHER])
+    escaped = [ESCAPED, TIME] if form.parallel else [ESCAPED]
     cases = {
         "plain": Case(raw=form.answer(PLAIN), content=PLAIN),
         "one": Case(raw=one, calls=(WEATHER,)),
@@ -148,8 +180,11 @@ def tool_cases(form: Format) -> dict[str, Case]:
             raw=(form.opening or form.answer)(BEFORE) + form.before + one, content=BEFORE, calls=(WEATHER,)
         ),
         "nested": Case(raw=form.calls([NESTED]), calls=(NESTED,)),
+        "escapes": Case(raw=_spelt(form.calls(escaped)), calls=tuple(escaped)),
         "cut": Case(raw=_cut(one, "Par"), calls=(WEATHER,), cut=True),
     }
+    if not form.writes_literals:
+        del cases["escapes"]
     if not form.parallel:
         del cases["two"]
     if not form.text_first:
@@ -164,11 +199,13 @@ def reasoning_cases(form: Format) -> dict[str, Case]:
     cut = _cut(thought, "weather")
     if not form.apart:
         return {
+            "no markers": Case(raw=PLAIN, content=f"<think>{PLAIN}", thinks=None),
             "thought": Case(raw=thought + reply(PLAIN), content=f"<think>{thought}{reply(PLAIN)}", thinks=True),
             "cut": Case(raw=cut, content=f"<think>{cut}", cut=True, thinks=True),
         }
     return {
         "plain": Case(raw=form.no_thought + (reply if form.no_thought else form.answer)(PLAIN), content=PLAIN),
+        "no markers": Case(raw=PLAIN, content=PLAIN, thinks=None, either=form.opens_thought),
         "thought": Case(raw=thought + reply(PLAIN), reasoning=THOUGHT, content=PLAIN, thinks=True),
         "cut": Case(raw=cut, reasoning=_cut(THOUGHT, "weather"), cut=True, thinks=True),
     }

@@ -6,6 +6,7 @@ Made up are the engine, which yields the answer in the pieces it is told to, and
 
 import dataclasses
 import json
+import re
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from pathlib import Path
@@ -34,17 +35,24 @@ if TYPE_CHECKING:
 
 NAME = "recital"
 MAX_MODEL_LEN = 100_000
+_HALF = re.compile("[\ud800-\udfff]")
 _PARSER_ROOMS = ("tool_parsers", "reasoning", "parser", "chat_parsing")
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a client gets: arguments as text, `error` where it gets one in place of the end."""
+    """What a client gets: arguments as text, `error` where it gets one in place of the end.
+
+    Attributes:
+        halved: a surrogate pair came in halves, which vLLM's server can not write and ends the stream instead.
+
+    """
 
     content: str = ""
     reasoning: str = ""
     calls: tuple[tuple[str, str], ...] = ()
     error: bool = False
+    halved: bool = dataclasses.field(default=False, compare=False)
 
 
 class Reciter:
@@ -79,6 +87,7 @@ class Reciter:
             override_generation_config={},
             is_encoder_decoder=False,
             get_diff_sampling_param=dict,
+            architecture=None,
         )
         self.prompt: list[int] = []
         self.answer: list[int] = []
@@ -169,8 +178,10 @@ class Bench:
 
     def take_up(self, case: Case) -> int:
         """Recite this case from now on; how many tokens it has."""
-        self.reciter.recite(self.format.thinking_prompt if case.thinks else self.format.prompt, case)
-        self._kwargs = self.format.thinking_kwargs if case.thinks else self.format.kwargs
+        form = self.format
+        prompts = {None: (form.usual_prompt, {}), False: (form.prompt, form.kwargs)}
+        prompt, self._kwargs = prompts.get(case.thinks, (form.thinking_prompt, form.thinking_kwargs))
+        self.reciter.recite(prompt, case)
         return len(self.reciter.answer)
 
     def _request(self, *, stream: bool) -> ChatCompletionRequest:
@@ -188,7 +199,7 @@ class Bench:
         except Exception as error:  # noqa: BLE001  # whatever a parser raises is its result
             _raise_unless_a_parsers(error)
             return Outcome(error=True)
-        calls = tuple((call.name, call.arguments) for call in completion.tool_calls)
+        calls = tuple((call.name, _paired(call.arguments)) for call in completion.tool_calls)
         return Outcome(completion.content, completion.reasoning, calls)
 
     async def ours_streamed(self, splits: Sequence[int]) -> Outcome:
@@ -203,7 +214,8 @@ class Bench:
         except Exception as problem:  # noqa: BLE001  # as above
             _raise_unless_a_parsers(problem)
             error = True
-        return Outcome(content, reasoning, _merged((f.index, f.name, f.arguments) for f in fragments), error)
+        merged = _merged((f.index, f.name, f.arguments) for f in fragments)
+        return Outcome(content, reasoning, merged, error, any(_HALF.search(f.arguments) for f in fragments))
 
     async def theirs_whole(self) -> Outcome:
         try:
@@ -212,7 +224,8 @@ class Bench:
             _raise_unless_a_parsers(error)
             return Outcome(error=True)
         message = response.choices[0].message
-        calls = tuple((call.function.name, call.function.arguments) for call in message.tool_calls or ())
+        functions = (call.function for call in message.tool_calls or ())
+        calls = tuple((function.name, _paired(function.arguments)) for function in functions)
         return Outcome((message.content or "").replace(REPLACEMENT, ""), message.reasoning or "", calls)
 
     async def theirs_streamed(self, splits: Sequence[int]) -> Outcome:
@@ -251,4 +264,9 @@ def _merged(fragments: Iterable[tuple[int, str, str]]) -> tuple[tuple[str, str],
         merged = calls.setdefault(index, ["", ""])
         merged[0] += name
         merged[1] += arguments
-    return tuple((name, arguments) for _, (name, arguments) in sorted(calls.items()))
+    return tuple((name, _paired(arguments)) for _, (name, arguments) in sorted(calls.items()))
+
+
+def _paired(text: str) -> str:
+    """Halves of surrogate pairs, each of which may have come by itself, become characters."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")

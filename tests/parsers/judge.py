@@ -1,5 +1,6 @@
 """What is wrong with an outcome, in few words."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -15,6 +16,8 @@ def faults(case: Case, outcome: Outcome) -> str:
     """
     if outcome.error:
         return "an error instead of the answer"
+    if case.either and not _text_fault("", case.content, outcome.reasoning):
+        case = dataclasses.replace(case, content="", reasoning=case.content)
     found = [
         _text_fault("the text", case.content, outcome.content),
         _text_fault("the reasoning", case.reasoning, outcome.reasoning),
@@ -26,6 +29,11 @@ def faults(case: Case, outcome: Outcome) -> str:
 def same_but_for_white_space(left: Outcome, right: Outcome) -> bool:
     """Whether two right outcomes differ in white space around their texts."""
     return (left.content, left.reasoning) != (right.content, right.reasoning)
+
+
+def same_place(left: Outcome, right: Outcome) -> bool:
+    """Whether two right outcomes have the text in the same place."""
+    return bool(left.reasoning) == bool(right.reasoning)
 
 
 def _text_fault(what: str, expected: str, got: str) -> str:
@@ -71,4 +79,6 @@ def _calls(outcome: Outcome) -> str:
 
 def _excerpt(text: str, limit: int = 90) -> str:
     shown = text if len(text) <= limit else f"{text[:limit]}…"
+    # Half a surrogate pair can not be written.
+    shown = shown.encode(errors="backslashreplace").decode()
     return "`" + shown.replace("\n", "⏎").replace("`", "'") + "`"

@@ -2,6 +2,10 @@
 
 _MARKUP_WHERE_CUT = "an unfinished call in a whole answer is given back as text"
 _LLAMA = "text before a call is dropped from a whole answer, and hides the call in a stream"
+_TAKEN_FOR_THOUGHT = "an answer without markers counts as reasoning, though the prompt opened no thought"
+_UNENDED = (
+    "after a prompt that opens the thought, one that doesn't end is text in a whole answer and reasoning in a stream"
+)
 
 REASONS = {
     "tool": {
@@ -28,7 +32,10 @@ REASONS = {
         "llama4_json": _LLAMA,
         "phi4_mini_json": "its streaming method returns nothing: a stream is empty, whatever the model says; a call "
         "ends at the first `]`, and text before calls is dropped",
-        "xlam": "a stream takes every `name` in nested arguments for a call",
+        "apertus": "the first half of a surrogate pair is streamed before the character that it becomes, and not taken "
+        "back",
+        "xlam": "a stream takes every `name` in nested arguments for a call; where the last piece has some of the "
+        "arguments, the end of a stream gives them all once more",
         "mistral": "Mistral's own tokenizer breaks characters of several tokens where special tokens are kept, as the "
         "parser asks",
         "minicpm5": "text before a call is dropped from a whole answer",
@@ -43,7 +50,15 @@ REASONS = {
         "hunyuan_a13b": "once the thought has ended `</answer>` is left in",
         "inkling": "once the thought has ended a stream no longer passes the parser, and its markers are left in",
         "minimax_m2_append_think": "its partner drops the `</think>` that this parser means to leave in",
-        "k2_horizon": "a thought that the limit of tokens cuts counts as text in a whole answer",
-        "olmo3": "a thought that the limit of tokens cuts counts as text in a whole answer",
+        "k2_horizon": _UNENDED,
+        "olmo3": _UNENDED,
+        "gemma4": _UNENDED,
+        "qwen3": _TAKEN_FOR_THOUGHT,
+        "kimi_k2": _TAKEN_FOR_THOUGHT,
+        "deepseek_r1": _TAKEN_FOR_THOUGHT,
+        "seed_oss": _TAKEN_FOR_THOUGHT,
+        "cohere_command4": _TAKEN_FOR_THOUGHT,
+        "muse_glimmer": "a stream waits for the header of a channel, and holds back an answer without one",
+        "openai_gptoss": "an answer without a channel keeps the token that ends it",
     },
 }

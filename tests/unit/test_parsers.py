@@ -2,7 +2,6 @@
 # ruff: noqa: RUF001  # DeepSeek writes its markers with such bars
 
 import dataclasses
-import importlib.util
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,11 @@ from common.parsers import (
     reasoning_parser_names,
     tool_parser_names,
 )
-from tests.parsers.matrix import known
+from tests.parsers.cases import WEATHER, Case, Format
+from tests.parsers.feed import Bench
+from tests.parsers.formats import FORMATS
+from tests.parsers.judge import faults
+from tests.parsers.matrix import CELLS, known
 
 ASSISTANT = "<|im_start|>assistant\n"
 OPEN = f"{ASSISTANT}<think>\n"
@@ -38,6 +41,7 @@ JSON_CALL = '<tool_call>{"name": "", "arguments": {}}</tool_call>'
 XML_CALL = "<tool_call><function=f><parameter=p>v</parameter></function></tool_call>"
 GLM_CALL = "<tool_call>f<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>"
 LLAMA_CALL = '{"name": function name, "parameters": dictionary of argument name and its value}'
+COHERE_TOKENS = ("<|START_THINKING|>", "<|END_THINKING|>", "<|CHATBOT_TOKEN|>")
 DEEPSEEK_TOOLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>")
 
 # What it says of tools, what it does to earlier messages, and how it begins an answer.
@@ -298,6 +302,16 @@ FAMILIES = {
         ("<|plamo:begin_tool_requests:plamo|>", "<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>"),
         "<|plamo:begin_think:plamo|>",
     ),
+    "Command A": Shown(
+        "<|START_ACTION|>", "cohere_command3", "cohere_command3", COHERE_TOKENS, history="<|START_THINKING|>"
+    ),
+    "Command A+": Shown(
+        "<|START_ACTION|><|START_TEXT|>",
+        "cohere_command4",
+        "cohere_command4",
+        COHERE_TOKENS,
+        history="<|START_THINKING|>",
+    ),
 }
 
 # Registered parsers that no row names.
@@ -314,20 +328,34 @@ UNCHOSEN_REASONING = {
     "minimax_m2_append_think": "leaves the thought in the content, which is a caller's wish and no need of a model",
 }
 
-COHERE_TOKENS = ("<|START_THINKING|>", "<|END_THINKING|>", "<|CHATBOT_TOKEN|>")
-# These parsers need a package that not every installation has.
-COHERE = {
-    "Command A": Shown(
-        "<|START_ACTION|>", "cohere_command3", "cohere_command3", COHERE_TOKENS, history="<|START_THINKING|>"
-    ),
-    "Command 4": Shown(
-        "<|START_ACTION|><|START_TEXT|>",
-        "cohere_command4",
-        "cohere_command4",
-        COHERE_TOKENS,
-        history="<|START_THINKING|>",
-    ),
+
+def format_of(shown: Shown) -> Format:
+    """How its calls are written."""
+    return next(form for form in FORMATS if shown.tool in form.tool)
+
+
+def prompt_of(shown: Shown) -> str:
+    """The prompt where the request says nothing of thinking."""
+    if shown.mode != "auto":  # vLLM writes it
+        return format_of(shown).usual_prompt
+    messages = [{"role": "user", "content": "Hi"}]
+    return str(shown.tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+OPENED = ("<think>", "<ifm|think>", "<mm:think>", "<|channel>thought", "<|plamo:begin_think:plamo|>", "think<|sep|>")
+WITHOUT_AN_OPEN_THOUGHT = [
+    name
+    for name, shown in FAMILIES.items()
+    if shown.tool and shown.reasoning and not prompt_of(shown).rstrip().endswith(OPENED)
+]
+# Where vLLM waits for the end of a thought that never began.
+CALLS_LOST = {
+    "DeepSeek-R1-0528": "all is reasoning up to </think>",
+    "DSML, V3.2's": "all is reasoning up to </think> or <tool_call>",
+    "MiniCPM5": "all is reasoning up to </think> or <tool_call>",
+    "Hunyuan-A13B": "the tool parser sees nothing before </think>",
 }
+
 RESPONSE_TEMPLATE: dict[str, Any] = {
     "defaults": {"role": "assistant"},
     "start_anchor": ASSISTANT,
@@ -359,7 +387,7 @@ def test_every_registered_parser_is_in_the_table_or_left_out_for_a_reason() -> N
 
 
 def test_every_parser_of_the_table_has_a_family_here() -> None:
-    tried = [*FAMILIES.values(), *COHERE.values()]
+    tried = FAMILIES.values()
     assert {family.parser for family in families()["tool"]} == {shown.tool for shown in tried} - {None}
     assert {family.parser for family in families()["reasoning"]} == {shown.reasoning for shown in tried} - {None}
 
@@ -376,7 +404,7 @@ def test_aliases_are_the_same_class(alias: str, name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name, shown in FAMILIES.items() if shown.tool == "hermes" and shown.reasoning is None]
 )
-def test_streamed_tool_calls_of_a_model_that_never_thinks_are_found(name: str, text: str) -> None:
+def test_a_streamed_call_is_found_where_no_reasoning_parser_is_chosen(name: str, text: str) -> None:
     shown = FAMILIES[name]
     chosen, held = choose(shown), shown.tokenizer()
     parser_class = ParserManager.get_parser(
@@ -396,6 +424,20 @@ def test_streamed_tool_calls_of_a_model_that_never_thinks_are_found(name: str, t
             called += [call.function.name for call in delta.tool_calls if call.function.name]
     assert called == ["f"]
     assert content.strip() == text.strip()
+
+
+@pytest.mark.parametrize("name", WITHOUT_AN_OPEN_THOUGHT)
+async def test_a_streamed_call_without_a_thought_is_found_beside_the_chosen_reasoning_parser(name: str) -> None:
+    shown = FAMILIES[name]
+    form = format_of(shown)
+    assert form.calls is not None
+    # The tool parser's own tokens and, where it is another family's, those of the reasoning parser.
+    added = tuple(dict.fromkeys((*form.added, *(token for token in shown.tokens if token not in form.special))))
+    bench = Bench(dataclasses.replace(form, added=added, default_prompt=prompt_of(shown)), shown.tool, shown.reasoning)
+    case = Case(raw=form.calls([WEATHER]), calls=(WEATHER,), thinks=None)
+    streamed = await bench.ours_streamed((1,) * bench.take_up(case))
+    fault = faults(case, streamed)
+    assert ("the call is lost" in fault) if name in CALLS_LOST else not fault
 
 
 def test_mistral_tokenizer(tmp_path: Path) -> None:
@@ -419,16 +461,11 @@ def test_what_a_template_raises_is_no_evidence(template: str | None) -> None:
     assert (choice.tool_parser, choice.reasoning_parser) == (None, None)
 
 
-@pytest.mark.parametrize("name", COHERE)
-def test_a_candidate_that_can_not_be_built_is_passed_over_and_named(name: str) -> None:
-    shown = COHERE[name]
-    choice = choose(shown)
-    if importlib.util.find_spec("cohere_melody"):
-        assert (choice.tool_parser, choice.reasoning_parser) == (shown.tool, shown.reasoning)
-    else:
-        assert (choice.tool_parser, choice.reasoning_parser) == (None, None)
-        assert f"not {shown.tool}: " in choice.why
-        assert "cohere_melody" in choice.why
+def test_a_candidate_that_can_not_be_built_is_passed_over_and_named() -> None:
+    choice = choose(Shown(LLAMA_CALL + "<|start_header_id|>", None, None))
+    assert choice.tool_parser is None
+    assert "not llama3_json: " in choice.why
+    assert "<|python_tag|>" in choice.why
 
 
 def test_response_template() -> None:
@@ -508,8 +545,24 @@ def test_a_harmful_parser_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tool", "reasoning"])
-def test_only_parsers_with_known_defects_in_streams_are_warned_of(kind: Literal["tool", "reasoning"]) -> None:
+def test_only_parsers_with_known_defects_are_warned_of(kind: Literal["tool", "reasoning"]) -> None:
     names = tool_parser_names() if kind == "tool" else reasoning_parser_names()
-    defects = {cell.removeprefix(f"{kind} ").split(":")[0] for cell, mode in known() if mode == "splits"}
+    defects = {
+        cell.parser
+        for cell in CELLS
+        if cell.kind == kind and ((str(cell), "splits") in known() or (str(cell), "whole") in known())
+    }
     for name in names:
         assert not list(_harm(kind, name)) or name in defects
+
+
+def test_parsers_that_lose_an_answer_without_markers_are_warned_of() -> None:
+    lost = {
+        cell.parser
+        for cell in CELLS
+        if (cell.kind, cell.case) == ("reasoning", "no markers")
+        and any("the text is lost" in known().get((str(cell), mode), "") for mode in ("whole", "splits"))
+    }
+    assert lost & {family.parser for family in families()["reasoning"]}
+    for name in lost:
+        assert list(_harm("reasoning", name))

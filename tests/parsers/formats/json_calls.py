@@ -79,7 +79,33 @@ _HUNYUAN_MERGES = (
     *((">\n", "\n"), ("a", "n"), ("an", "s"), ("ans", "w"), ("answ", "e"), ("answe", "r")),
 )
 
+_COHERE = tuple(f"<|{end}_{part}|>" for part in ("THINKING", "RESPONSE", "TEXT", "ACTION") for end in ("START", "END"))
+
+
+def _cohere(calls: Sequence[Call]) -> str:
+    written = ",\n".join(
+        "    " + dumps({"tool_call_id": str(index), "tool_name": name, "parameters": arguments})
+        for index, (name, arguments) in enumerate(calls)
+    )
+    return f"<|START_ACTION|>[\n{written}\n]<|END_ACTION|>"
+
+
+def _command(version: int, opened: str, closed: str) -> Format:
+    return Format(
+        tool=(f"cohere_command{version}",),
+        reasoning=(f"cohere_command{version}",),
+        special=("<|CHATBOT_TOKEN|>", *_COHERE),
+        prompt="hello<|CHATBOT_TOKEN|>",
+        thinking_prompt="hello<|CHATBOT_TOKEN|>",
+        calls=_cohere,
+        answer=f"{opened}{{}}{closed}".format,
+        think="<|START_THINKING|>{}<|END_THINKING|>".format,
+    )
+
+
 FORMATS = (
+    _command(3, "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    _command(4, "<|START_TEXT|>", "<|END_TEXT|>"),
     Format(
         tool=("hermes", "qwen3_json"),
         reasoning=("qwen3",),
@@ -201,6 +227,13 @@ FORMATS = (
         text_first=False,
     ),
     Format(
+        tool=("xlam",),
+        note="}}] one token",
+        tokenizer={"first": (("}", "}"), ("}}", "]"))},
+        calls=array,
+        text_first=False,
+    ),
+    Format(
         tool=("gigachat3",),
         special=("<|function_call|>", "<|role_sep|>", "<|message_sep|>"),
         calls=lambda calls: objects(calls, "<|function_call|>"),
@@ -218,6 +251,16 @@ FORMATS = (
         think="{}</think>".format,
     ),
     Format(
+        reasoning=("kimi_k2",),
+        note="Kimi K2 Thinking",
+        tool_partner="kimi_k2",
+        special=_KIMI,
+        added=THINK,
+        calls=_kimi_k2,
+        think="<think>{}</think>".format,
+        no_thought="<think></think>",
+    ),
+    Format(
         tool=("deepseek_v3",),
         reasoning=("deepseek_r1",),
         added=_DEEPSEEK,
@@ -226,6 +269,13 @@ FORMATS = (
         calls=_deepseek_v3,
         think="{}\n</think>\n\n".format,
         no_thought="\n</think>\n\n",
+    ),
+    Format(
+        reasoning=("deepseek_r1",),
+        note="Phi-4-reasoning",
+        added=THINK,
+        think="<think>{}</think>".format,
+        no_thought="<think></think>",
     ),
     Format(
         tool=("deepseek_v31",),

@@ -32,6 +32,8 @@ def _harmony(calls: Sequence[Call]) -> str:
     )
 
 
+_GEMMA4 = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>', "<|turn>", "<turn|>", "<|think|>")
+
 FORMATS = (
     Format(
         tool=("openai",),
@@ -81,20 +83,24 @@ FORMATS = (
     Format(
         tool=("gemma4",),
         reasoning=("gemma4",),
-        special=(
-            "<|channel>",
-            "<channel|>",
-            "<|tool_call>",
-            "<tool_call|>",
-            '<|"|>',
-            "<|turn>",
-            "<turn|>",
-            "<|think|>",
-        ),
+        special=_GEMMA4,
         kwargs=NO_THINKING,
         thinking_kwargs=THINKING,
         calls=lambda calls: _gemma(calls, "<|tool_call>", "<tool_call|>", '<|"|>'),
         think="<|channel>thought\n{}\n<channel|>".format,
+    ),
+    Format(
+        reasoning=("gemma4",),
+        note="prompt opens the thought",
+        tool_partner="gemma4",
+        special=_GEMMA4,
+        prompt="hello\n<|channel>thought\n",
+        thinking_prompt="hello\n<|channel>thought\n",
+        default_prompt="hello\n<|channel>thought\n",
+        thinking_kwargs=THINKING,
+        calls=lambda calls: _gemma(calls, "<|tool_call>", "<tool_call|>", '<|"|>'),
+        think="{}\n<channel|>".format,
+        no_thought="\n<channel|>",
     ),
     Format(
         tool=("mistral",),
