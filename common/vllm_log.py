@@ -9,7 +9,7 @@ _PARSERS = ("vllm.tool_parsers", "vllm.reasoning", "vllm.parser")
 
 
 class AnswersLeftOut(logging.Filter):
-    """Takes the values out of what parsers log above DEBUG. The line stays, a warning at most: it is the model's mistake."""
+    """Takes the values out of what parsers log above DEBUG; a warning at most, since the mistake is the model's."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`."""

@@ -564,5 +564,6 @@ def test_parsers_that_lose_an_answer_without_markers_are_warned_of() -> None:
         and any("the text is lost" in known().get((str(cell), mode), "") for mode in ("whole", "splits"))
     }
     assert lost & {family.parser for family in families()["reasoning"]}
-    for name in lost:
+    # Their models begin a thought as a rule, and a warning at every load of Qwen3 would be read by nobody.
+    for name in lost - {"qwen3", "deepseek_r1"}:
         assert list(_harm("reasoning", name))
