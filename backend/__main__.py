@@ -118,8 +118,7 @@ async def _accepts_until(stopped: "asyncio.Task[str | None]", server: "grpc.aio.
     ended = asyncio.create_task(server.wait_for_termination())
     await asyncio.wait([stopped, ended], return_when=asyncio.FIRST_COMPLETED)
     if stopped.done():
-        ended.cancel()
-        return True
+        return True  # `ended` goes on: cancelled, it would take the server's own end with it
     logger.warning("the port was closed by a request that gRPC can't read: %s", type(ended.exception()).__name__)
     return False
 
