@@ -24,6 +24,8 @@ from tests.process.orchestrator import Backend
 
 DEADLINE = 30.0
 AT_ONCE = 48
+# Seconds after which a port that has changed hands has done so for those who are connected, too.
+_SETTLED = 1.5
 _CHANNELS = 4
 _PAUSE = 0.02  # between the parts of a case
 _LISTEN = 0.25  # for what a server says to what needs no answer
@@ -102,6 +104,8 @@ class Runner:
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(client(self._channels[index % _CHANNELS]) for index in range(AT_ONCE)))
+        if any(isinstance(case, Wire) for case in last.values()):
+            await asyncio.sleep(_SETTLED)
         if last:
             self._look(last)
 
