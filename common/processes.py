@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import multiprocessing
 import os
 
 import psutil
@@ -59,7 +60,16 @@ async def kill(processes: list[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     if alive:
-        await asyncio.to_thread(psutil.wait_procs, alive, timeout=5)
+        await asyncio.to_thread(_reap, alive)
+
+
+def _reap(killed: list[psutil.Process]) -> None:
+    ids = {process.pid for process in killed}
+    for child in multiprocessing.active_children():
+        if child.pid in ids:
+            # Reaped by anybody else it would count as alive, and its two pipes would stay open for good.
+            child.join(timeout=5)
+    psutil.wait_procs(killed, timeout=5)
 
 
 def _is_resource_tracker(process: psutil.Process) -> bool:
