@@ -6,7 +6,6 @@ DELTA outputs; a whole answer for FINAL_ONLY, so that nothing is done per token.
 
 import contextlib
 import logging
-import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, cast
 
@@ -21,12 +20,13 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from common.clock import Clock, ObservedClock
 from common.detokenization import TokenByToken, reads_one_token
 from common.errors import EngineGone, InvalidRequest, Overloaded
 from common.logprobs import logprob_entries
 from common.lora import Adapters
 from common.media_prompt import choose_resampler, named, raw_prompt
-from common.observation import NOBODY, Caller, Observer
+from common.observation import NOBODY, Caller
 from common.parsers import ParserChoice
 from common.reply import Completion, Delta, ToolCall, Usage, joined
 from common.request import GenerationRequest
@@ -147,7 +147,7 @@ class Run:
         self._generator = generator
         self._request = request
         self._trace_headers = caller.trace_headers
-        self._clock = _Clock() if caller.observer is None else _ObservedClock(caller.observer)
+        self._clock = Clock() if caller.observer is None else ObservedClock(caller.observer)
         self._parser: Parser | None = None
         self._token_by_token: TokenByToken | None = None
         self._halves: dict[int, str] = {}
@@ -305,50 +305,6 @@ class Run:
             raise RuntimeError(msg)
         self.usage.prompt_ms, self.usage.generation_ms = self._clock.times(output.metrics)
         logger.debug("request %s: %s after %s", self._request.request_id, completion.finish_reason, self.usage)
-
-
-class _Clock:
-    """Prefill and decode times: the engine's where it keeps statistics, otherwise ours."""
-
-    def __init__(self) -> None:
-        self._started = self._first = self._last = 0.0
-
-    def start(self, _prompt_tokens: int) -> None:
-        self._started = time.monotonic()
-
-    def tick(self, _tokens: int) -> None:
-        self._last = time.monotonic()
-        self._first = self._first or self._last
-
-    def times(self, metrics: Any) -> tuple[float, float]:
-        """Milliseconds of prefill and of decode."""
-        if metrics is not None and metrics.scheduled_ts and metrics.first_token_ts:
-            prefill = metrics.first_token_ts - metrics.scheduled_ts
-            decode = metrics.last_token_ts - metrics.first_token_ts
-        else:
-            prefill, decode = self._first - self._started, self._last - self._first
-        return max(prefill, 0.0) * 1000, max(decode, 0.0) * 1000
-
-
-class _ObservedClock(_Clock):
-    """A class of its own, so that nothing is asked for every token where nobody observes."""
-
-    def __init__(self, observer: Observer) -> None:
-        super().__init__()
-        self._observer = observer
-
-    def start(self, prompt_tokens: int) -> None:
-        super().start(prompt_tokens)
-        self._observer.submitted(prompt_tokens)
-
-    def tick(self, tokens: int) -> None:
-        super().tick(tokens)
-        self._observer.output(tokens)
-
-    def times(self, metrics: Any) -> tuple[float, float]:
-        if metrics is not None and metrics.queued_ts and metrics.scheduled_ts:
-            self._observer.queued(max(metrics.scheduled_ts - metrics.queued_ts, 0.0))
-        return super().times(metrics)
 
 
 def _fragment(call: Any) -> ToolCall:
