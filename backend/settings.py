@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
+from backend.durations import duration
 from common.admission import Limits
 
 MIB = 1024 * 1024
@@ -28,16 +29,6 @@ exit status: 0 after SIGTERM or SIGINT, 1 when the engine died or the parent wen
 # The variables are the orchestrator's, who sets them for all its backends.
 PARENT_WATCH = "LOCALAI_BACKEND_PARENT_WATCH"
 PARENT_WATCH_INTERVAL = "LOCALAI_BACKEND_PARENT_WATCH_INTERVAL"
-_DURATION_UNITS = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "µs": 1e-6,
-    "μs": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "m": 60.0,
-    "h": 3600.0,
-}  # two signs for micro
 
 
 class SettingsError(Exception):
@@ -285,17 +276,6 @@ def _parent_watch(environ: Mapping[str, str]) -> float | None:
         msg = f"{PARENT_WATCH_INTERVAL}={text}: use a duration like 500ms, 2s or 1m30s, or seconds, from 1ms to 1h"
         raise SettingsError(msg)
     return seconds
-
-
-def duration(text: str) -> float | None:
-    """Seconds of a duration as Go writes it, or of a plain number; None where it is neither."""
-    number = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)"
-    if re.fullmatch(number, text):
-        return float(text)
-    part = f"({number})({'|'.join(sorted(_DURATION_UNITS, key=len, reverse=True))})"
-    if not re.fullmatch(rf"\+?(?:{part})+", text):
-        return None
-    return sum(float(value) * _DURATION_UNITS[unit] for value, unit in re.findall(part, text))
 
 
 def _limit(flag: str, text: str | None, low: int) -> int | None:
