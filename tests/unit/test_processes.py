@@ -1,9 +1,12 @@
 """Child processes: in sight, measured, and gone when they are to go."""
 
 import asyncio
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -63,3 +66,12 @@ async def test_kill(family: list[int]) -> None:
         assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     await kill(processes)  # nothing is left to do
     await kill([])
+
+
+async def test_a_killed_child_of_multiprocessing_leaves_no_pipe() -> None:
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    child.start()
+    await kill([psutil.Process(child.pid)])
+    # Reaped by anybody but multiprocessing it would stay among these, with its pipes, for good.
+    assert child not in multiprocessing.active_children()
+    assert child.exitcode == -signal.SIGKILL
