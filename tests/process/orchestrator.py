@@ -203,6 +203,13 @@ class Backend:
             if process.pid != self.pid and "resource_tracker" not in name(process)
         ]
 
+    def left(self) -> list[str]:
+        """What the processes beside the server call themselves.
+
+        One that ends while it is looked at has no name any more, and is none that is left.
+        """
+        return [called for process in self.children() if (called := name(process))]
+
     def engine_cores(self) -> list[psutil.Process]:
         """The processes that call themselves EngineCore."""
         return [process for process in self.children() if "EngineCore" in name(process)]

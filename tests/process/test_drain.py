@@ -11,7 +11,7 @@ import pytest
 
 from common.pb import backend_pb2 as pb
 from tests.models.script import line
-from tests.process.orchestrator import PROBE_SECONDS, STOP_SECONDS, Backend, eventually, name
+from tests.process.orchestrator import PROBE_SECONDS, STOP_SECONDS, Backend, eventually
 from tests.process.test_lifecycle import Streams, plain
 from tests.process.wire import PARSERS, content, model_options, predict_options
 
@@ -29,10 +29,6 @@ def draining(scripted: Path) -> Iterator[Backend]:
         backend.wait_for_health()
         assert backend.load(model_options(scripted, *PARSERS)).success
         yield backend
-
-
-def check_nothing_left(backend: Backend) -> None:
-    assert [name(process) for process in backend.processes() if "resource_tracker" not in name(process)] == []
 
 
 def refusal(backend: Backend, rpc: str, request: pb.PredictOptions | pb.ModelOptions) -> tuple[grpc.StatusCode, str]:
@@ -63,7 +59,7 @@ def test_what_is_in_flight_finishes(draining: Backend, scripted: Path) -> None:
         done = time.monotonic()
         assert draining.wait_for_exit(STOP_SECONDS) == 0
         print(f"exit {time.monotonic() - done:.1f} s after the last of them")
-    check_nothing_left(draining)
+    assert draining.left() == []
 
 
 def test_second_signal_hurries(draining: Backend) -> None:
@@ -77,7 +73,7 @@ def test_second_signal_hurries(draining: Backend) -> None:
         assert draining.wait_for_exit(HURRY_SECONDS) == 0
         print(f"exit {time.monotonic() - started:.1f} s after the second SIGTERM")
     streams.check_unavailable()
-    check_nothing_left(draining)
+    assert draining.left() == []
 
 
 def test_second_signal_hurries_a_shutdown_too(draining: Backend) -> None:
@@ -86,7 +82,7 @@ def test_second_signal_hurries_a_shutdown_too(draining: Backend) -> None:
     draining.signal_group(signal.SIGTERM)
     draining.signal_group(signal.SIGTERM)
     assert draining.wait_for_exit(HURRY_SECONDS) == 0
-    check_nothing_left(draining)
+    assert draining.left() == []
 
 
 def test_streams_that_do_not_end_are_ended(scripted: Path) -> None:
@@ -99,7 +95,7 @@ def test_streams_that_do_not_end_are_ended(scripted: Path) -> None:
         assert stop.seconds > 5
         streams.check_unavailable()
         assert {details for _, details in streams.ends} == {"the server is shutting down"}
-        check_nothing_left(backend)
+        assert backend.left() == []
 
 
 def test_engine_that_hangs_is_killed_in_time(scripted: Path) -> None:
@@ -113,4 +109,4 @@ def test_engine_that_hangs_is_killed_in_time(scripted: Path) -> None:
             stop = backend.stop()
         assert (stop.status, stop.killed) == (0, False)
         streams.check_unavailable()
-        check_nothing_left(backend)
+        assert backend.left() == []

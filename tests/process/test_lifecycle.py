@@ -324,7 +324,7 @@ def test_sigterm_under_streams(backend: Backend) -> None:
     assert stop.status == 0, backend.last_stderr_line
     assert not stop.killed
     streams.check_unavailable()
-    assert backend.processes() == []
+    assert backend.left() == []
 
 
 @pytest.mark.parametrize("to_group", [True, False], ids=["group", "leader"])
@@ -336,7 +336,7 @@ def test_sigterm_during_a_load(own: Backend, scripted: Path, to_group: bool) -> 
         status = own.wait_for_exit(CANCEL_SECONDS)
         print(f"exit status {status} after {time.monotonic() - started:.1f} s")
         # The server is to end its processes before itself: nobody looks for them later.
-        assert [name(process) for process in own.processes() if "resource_tracker" not in name(process)] == []
+        assert own.left() == []
         assert status == 0
         assert load.done() or load.exception(timeout=PROBE_SECONDS)
 
@@ -361,7 +361,7 @@ def test_engine_that_dies_under_streams(own: Backend, scripted: Path, victim: st
     assert victim in own.last_stderr_line or str(process.pid) in own.last_stderr_line
     # Who waits for an answer hears the same.
     assert {f"backend: {details}" for _, details in streams.ends} == {own.last_stderr_line}
-    assert [name(process) for process in own.processes() if "resource_tracker" not in name(process)] == []
+    assert own.left() == []
 
 
 def test_engine_that_dies_idle(own: Backend, scripted: Path) -> None:

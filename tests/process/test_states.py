@@ -213,7 +213,7 @@ class Server(RuleBasedStateMachine):
                 future.result(5)
             assert stop is not None, "the server ended by itself"
             assert (stop.status, stop.killed) == (0, False)
-            assert self.backend.processes() == []
+            assert self.backend.left() == []
         except BaseException as error:
             self.backend.__exit__(type(error), error, None)
             raise
