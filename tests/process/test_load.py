@@ -23,11 +23,11 @@ from tests.process.wire import ENDLESS, PARSERS, model_options, predict_options
 
 STREAMS = int(os.environ.get("LOAD_STREAMS", "200"))
 TOKENS = 32
-SLOW = 32
+SLOW = 16
 FAST = 8
 FAST_TOKENS = 300
 # Flow control holds 64 KiB for a stream, and what the engine merges is no longer than the answer.
-MOST_GROWTH = 32 * 2**20
+MOST_GROWTH = SLOW * 2**20
 # The machine is shared with the client and the engine; a reader who is held up would wait for tens of seconds.
 MOST_SLOWER = 2.0
 

@@ -21,7 +21,7 @@ from tests.process.test_lifecycle import Streams
 from tests.process.wire import PARSERS, model_options
 
 GONE_SECONDS = 5.0
-MOMENTS = int(os.environ.get("ORPHAN_MOMENTS", "10"))
+MOMENTS = int(os.environ.get("ORPHAN_MOMENTS", "6"))
 SEED = int(os.environ.get("ORPHAN_SEED", random.randrange(10**6)))
 # A load takes about this long on two cores, counted from the moment its first process is there.
 LOAD_SECONDS = 9.0

@@ -1,7 +1,9 @@
 """No engine starts in this room; vLLM is imported at most once, in the environment that the server gives it."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 from common.vllm_env import prepare_environment
@@ -12,3 +14,13 @@ prepare_environment()
 settings.register_profile("unit", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.register_profile("search", deadline=None, database=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unit"))
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Gives back the environment: vLLM writes into it whenever it makes a configuration, LD_PRELOAD above all."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
