@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -29,15 +28,6 @@ _STATES = {
     State.DRAINING: pb.StatusResponse.BUSY,
     State.FAILED: pb.StatusResponse.ERROR,
 }
-
-
-def _unserved(rpc: str, why: str) -> Callable[["BackendServicer", Any, Any], Awaitable[Any]]:
-    """An RPC that no model loaded here can answer."""
-
-    async def unserved(_self: "BackendServicer", _request: Any, _context: Any) -> Any:
-        raise Unsupported(f"{rpc} {why}")
-
-    return unserved
 
 
 class BackendServicer(pb_grpc.BackendServicer):
@@ -87,6 +77,45 @@ class BackendServicer(pb_grpc.BackendServicer):
         """Text of token ids."""
         return await self._lifecycle.model_for("").detokenize(request)
 
+    async def Embedding(self, request: pb.PredictOptions, _context: Context) -> pb.EmbeddingResult:
+        """One vector for an input, or one per token."""
+        return await self._lifecycle.model_for(request.ModelIdentity).embed(request)
+
+    async def Rerank(self, request: pb.RerankRequest, _context: Context) -> pb.RerankResult:
+        """Documents in the order in which they answer a query."""
+        return await self._lifecycle.model_for(request.ModelIdentity).rerank(request)
+
+    async def Score(self, request: pb.ScoreRequest, _context: Context) -> pb.ScoreResponse:
+        """Log-probabilities of candidate continuations."""
+        return await self._lifecycle.model_for(request.ModelIdentity).score(request)
+
+    async def TokenClassify(self, request: pb.TokenClassifyRequest, _context: Context) -> pb.TokenClassifyResponse:
+        """The entities of a text."""
+        return await self._lifecycle.model_for(request.ModelIdentity).classify_tokens(request)
+
+    async def AudioTranscription(self, request: pb.TranscriptRequest, _context: Context) -> pb.TranscriptResult:
+        """The transcript of an audio file."""
+        return await self._lifecycle.model_for(request.ModelIdentity).transcribe(request)
+
+    async def AudioTranscriptionStream(self, request: pb.TranscriptRequest, context: Context) -> None:
+        """The same in deltas, then the final result."""
+        model = self._lifecycle.model_for(request.ModelIdentity)
+        async with contextlib.aclosing(model.transcribe_stream(request)) as responses:
+            async for response in responses:
+                await context.write(response)
+
+    async def AudioTranscriptionLive(self, _requests: Any, _context: Context) -> None:
+        """No model that vLLM serves here takes live audio through this wire."""
+        raise Unsupported("AudioTranscriptionLive needs a speech model that takes live audio; use AudioTranscription")
+
+    async def GetMetrics(self, _request: pb.MetricsRequest, _context: Context) -> pb.MetricsResponse:
+        """Tokens and rates, as the engine counts them."""
+        return await self._lifecycle.model_for("").metrics()
+
+    async def ModelMetadata(self, request: pb.ModelOptions, _context: Context) -> pb.ModelMetadataResponse:
+        """What the loaded model understands and writes besides text."""
+        return await self._lifecycle.model_for("").metadata(request)
+
     async def Status(self, _request: pb.HealthMessage, _context: Context) -> pb.StatusResponse:
         """State, and resident bytes by process; while a load runs, also its stage with the seconds since its begin."""
         breakdown = await asyncio.to_thread(memory_by_process)
@@ -101,13 +130,3 @@ class BackendServicer(pb_grpc.BackendServicer):
             return NOBODY
         headers = trace_headers(context.invocation_metadata() or ()) if model.traced else None
         return Caller(headers, observer(self._counters) if self._counters is not None else None)
-
-    Embedding = _unserved("Embedding", "needs an embedding model; models served here generate text")
-    Rerank = _unserved("Rerank", "needs a reranker; models served here generate text")
-    TokenClassify = _unserved("TokenClassify", "needs a token classifier; models served here generate text")
-    AudioTranscription = _unserved("AudioTranscription", "needs a speech model; models served here generate text")
-    AudioTranscriptionStream = _unserved("AudioTranscriptionStream", "needs a speech model")
-    AudioTranscriptionLive = _unserved("AudioTranscriptionLive", "needs a speech model that takes live audio")
-    Score = _unserved("Score", "is not served by this version")
-    GetMetrics = _unserved("GetMetrics", "is not served by this version")
-    ModelMetadata = _unserved("ModelMetadata", "is not served by this version")

@@ -18,6 +18,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
 from common import orphan_watch, tracing
+from common.abilities import Abilities
 from common.concurrency import to_its_end
 from common.engine_args import LoadPlan
 from common.engine_log import EngineLog, StageClock, root_cause
@@ -47,8 +48,11 @@ class Engine:
     Attributes:
         llm: vLLM's own handle; alive until `stop`.
         parsers: what its answers are parsed with, proved against its tokenizer.
+        abilities: what the model does; known once the engine runs.
 
     """
+
+    abilities: Abilities
 
     def __init__(
         self, llm: AsyncLLM, parsers: ParserChoice, processes: list[psutil.Process], log: EngineLog, *, traced: bool
@@ -147,10 +151,11 @@ class Engine:
         engine = cls(llm, parsers, engine_processes(), log, traced=plan.traces_endpoint is not None)
         try:
             # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
-            await llm.get_supported_tasks()
+            tasks = await llm.get_supported_tasks()
         except BaseException:
             await to_its_end(engine.stop(timeout=0))
             raise
+        engine.abilities = Abilities.of(tasks, llm.model_config)
         log.forget()
         return engine
 
@@ -184,8 +189,9 @@ def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
     if (fitted := plan.fitted(config.model_config)) is not plan:
         plan, config = fitted, fitted.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
-    if config.model_config.skip_tokenizer_init:
-        return config, ParserChoice(None, None, "no parsers: the model is loaded without a tokenizer")
+    if why := _why_no_parsers(config):
+        logger.info("load: no parsers: %s", why)
+        return config, ParserChoice(None, None, why)
     parsers = choose_parsers(
         config.model_config,
         cached_tokenizer_from_config(config.model_config),
@@ -199,6 +205,15 @@ def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
         # From the start: vLLM derives more from it than the field.
         config = plan.build(parsers.reasoning_parser).create_engine_config(UsageContext.ENGINE_CONTEXT)
     return config, parsers
+
+
+def _why_no_parsers(config: VllmConfig) -> str | None:
+    if config.model_config.skip_tokenizer_init:
+        return "the model is loaded without a tokenizer"
+    if config.model_config.runner_type == "pooling":
+        # The orchestrator names parsers for some models by what they are called.
+        return "the model is loaded for embeddings, ranking or classification, and writes nothing to parse"
+    return None
 
 
 def _compile_nothing(eager: bool) -> None:

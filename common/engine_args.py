@@ -22,7 +22,7 @@ from vllm.platforms import current_platform
 
 from common.admission import Limits
 from common.cpu_defaults import cpu_defaults
-from common.errors import InvalidRequest, Unsupported
+from common.errors import InvalidRequest
 from common.lora import NO_ADAPTERS, AdapterPlan, plan_adapters
 from common.media_connector import CONNECTOR, NO_DOMAIN
 from common.messages import parse_json
@@ -105,10 +105,10 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
 
     Raises:
         InvalidRequest: an option is unknown, ill-typed or can't be used; names the closest valid one.
-        Unsupported: a field asks for what this server doesn't do.
 
     """
-    _refuse_unsupported(options)
+    if options.SwapSpace:
+        logger.warning("SwapSpace: vLLM 0.32 has no swap space; the value %d has no effect", options.SwapSpace)
     model = resolve_model(options)
     args: dict[str, Any] = {"structured_outputs_config": _STRUCTURED_OUTPUTS, "allowed_media_domains": [NO_DOMAIN]}
     args |= limits.engine_args()
@@ -190,16 +190,11 @@ def resolve_model(options: pb.ModelOptions) -> str:
     return name
 
 
-def _refuse_unsupported(options: pb.ModelOptions) -> None:
-    if options.Embeddings or options.Reranking:
-        field = "Embeddings" if options.Embeddings else "Reranking"
-        raise Unsupported(f"{field}: this server loads models that generate text; set it to false")
-    if options.SwapSpace:
-        logger.warning("SwapSpace: vLLM 0.32 has no swap space; the value %d has no effect", options.SwapSpace)
-
-
 def _typed_fields(options: pb.ModelOptions) -> dict[str, Any]:
     args: dict[str, Any] = {}
+    if options.Embeddings or options.Reranking:
+        # Otherwise vLLM goes by the model, and loads one that could do both for generation.
+        args["runner"] = "pooling"
     for field, name in (
         ("Quantization", "quantization"),
         ("LoadFormat", "load_format"),

@@ -12,7 +12,6 @@ from typing import Any, cast
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
-from vllm.exceptions import MaxQueuedTokensError, QueueOverflowError
 from vllm.outputs import RequestOutput
 from vllm.parser.abstract_parser import Parser
 from vllm.renderers.chat_utils import make_tool_call_id
@@ -22,7 +21,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.clock import Clock, ObservedClock
 from common.detokenization import TokenByToken, reads_one_token
-from common.errors import EngineGone, InvalidRequest, Overloaded
+from common.errors import EngineGone, InvalidRequest
 from common.logprobs import logprob_entries
 from common.lora import Adapters
 from common.media_prompt import choose_resampler, named, raw_prompt
@@ -30,7 +29,7 @@ from common.observation import NOBODY, Caller
 from common.parsers import ParserChoice
 from common.reply import Completion, Delta, ToolCall, Usage, joined
 from common.request import GenerationRequest
-from common.vllm_errors import ENGINE_STOPPING, translated
+from common.vllm_errors import ENGINE_STOPPING, admit, translated
 
 logger = logging.getLogger(__name__)
 
@@ -85,27 +84,6 @@ class Generator:
             chat_template_kwargs=self.renderer.effective_chat_template_kwargs(request),
             model_config=self.model_config,
         )
-
-    def admit(self) -> None:
-        """Return where one more request may come; asked before anything is done for it.
-
-        Raises:
-            Overloaded: as many run or wait, or as many tokens wait, as are admitted.
-
-        """
-        limits = self.llm.vllm_config.scheduler_config
-        try:
-            self.llm.check_admission(1)
-        except QueueOverflowError as error:
-            raise Overloaded(
-                f"{limits.max_num_queued_reqs} requests run or wait, and no more are admitted (--max-waiting-requests);"
-                " try again later"
-            ) from error
-        except MaxQueuedTokensError as error:
-            raise Overloaded(
-                f"{self.llm.get_num_queued_tokens()} prompt tokens wait for their prefill, and"
-                f" {limits.max_num_queued_tokens} are admitted (--max-waiting-tokens); try again later"
-            ) from error
 
     async def render(self, request: GenerationRequest) -> Any:
         """The engine input of a request: its prompt, rendered and tokenised.
@@ -249,7 +227,7 @@ class Run:
         """vLLM's outputs, counted; ends only with an answer that is complete."""
         generator, request = self._generator, self._request
         with translated(request.prompt_field):
-            generator.admit()
+            admit(generator.llm)
             adapter = generator.adapters.pick(request.adapter)
             # Before rendering, which lets the parser change the request.
             parser = self._parser = self._fresh_parser()

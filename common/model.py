@@ -7,18 +7,30 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncGenerator
+from typing import TypeVar
 
 from common import reply, tokens
 from common.concurrency import to_its_end
+from common.embedding import Embedder
 from common.engine import Engine
 from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
+from common.errors import EngineGone
 from common.generation import Generator, Run
 from common.lora import Adapters
+from common.metadata import model_metadata
 from common.observation import NOBODY, Caller
 from common.pb import backend_pb2 as pb
+from common.ranking import Ranker
 from common.request import GenerationRequest, generation_request, is_heavy
+from common.scoring import Scorer
+from common.speech import Transcriber
+from common.statistics import EngineStatistics
+from common.token_classification import TokenClassifier
+from common.vllm_errors import ENGINE_STOPPING
 from common.vllm_log import leave_answers_out
+
+T = TypeVar("T")
 
 __all__ = ["LoadPlan", "Model", "plan_load"]
 
@@ -38,7 +50,14 @@ class Model:
         self.traced = plan.traces_endpoint is not None
         self._engine = engine
         self._adapters = Adapters(plan.adapters)
-        self._generator = Generator(engine.llm, engine.parsers, self._adapters)
+        able = engine.abilities.can
+        self._generator = Generator(engine.llm, engine.parsers, self._adapters) if able("generate") else None
+        self._scorer = Scorer(engine, self._adapters) if able("generate") else None
+        self._embedder = Embedder(engine) if able("embed") else None
+        self._ranker = Ranker(engine) if able("rerank") else None
+        self._token_classifier = TokenClassifier(engine) if able("token_classify") else None
+        self._transcriber = Transcriber(engine) if able("transcription") else None
+        self._statistics = EngineStatistics(engine)
 
     @classmethod
     async def load(cls, plan: LoadPlan, clock: StageClock) -> "Model":
@@ -64,7 +83,8 @@ class Model:
 
     def warm_up(self) -> None:
         """Let the template engine compile what the first chat would otherwise wait for. Blocks."""
-        self._generator.renderer.warmup()
+        if self._generator is not None:
+            self._generator.renderer.warmup()
 
     @property
     def dead(self) -> bool:
@@ -82,13 +102,15 @@ class Model:
 
     async def predict(self, options: pb.PredictOptions, caller: Caller = NOBODY) -> pb.Reply:
         """The whole answer in one reply."""
-        return reply.whole(await Run(self._generator, await self._understand(options, stream=False), caller).whole())
+        generator = self._able("Predict", "generate", self._generator)
+        return reply.whole(await Run(generator, await self._understand(options, stream=False), caller).whole())
 
     async def predict_stream(
         self, options: pb.PredictOptions, caller: Caller = NOBODY
     ) -> AsyncGenerator[pb.Reply, None]:
         """The answer in chunks, then one with the totals. Closing the iterator drops the request."""
-        run = Run(self._generator, await self._understand(options, stream=True), caller)
+        generator = self._able("PredictStream", "generate", self._generator)
+        run = Run(generator, await self._understand(options, stream=True), caller)
         async with contextlib.aclosing(run.deltas()) as deltas:
             async for delta in deltas:
                 yield reply.chunk(delta, run.usage)
@@ -96,26 +118,79 @@ class Model:
 
     async def tokenize(self, options: pb.PredictOptions) -> pb.TokenizationResponse:
         """The ids of the prompt as generation would see it."""
-        ids = await tokens.tokenize(self._generator, await self._understand(options, stream=False))
+        ids = await tokens.tokenize(self._engine.llm, await self._understand(options, stream=False))
         return pb.TokenizationResponse(length=len(ids), tokens=ids)
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         """The text of token ids."""
-        return pb.DetokenizeResponse(content=await tokens.detokenize(self._generator, request.tokens))
+        return pb.DetokenizeResponse(content=await tokens.detokenize(self._engine.llm, request.tokens))
+
+    async def embed(self, options: pb.PredictOptions) -> pb.EmbeddingResult:
+        """The embedding of one input."""
+        return await self._able("Embedding", "embed", self._embedder).embed(options)
+
+    async def rerank(self, request: pb.RerankRequest) -> pb.RerankResult:
+        """The best documents, the most relevant first."""
+        return await self._able("Rerank", "rerank", self._ranker).rank(request)
+
+    async def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
+        """The log-probabilities of candidates, in the order of the request."""
+        return await self._able("Score", "generate", self._scorer).score(request)
+
+    async def classify_tokens(self, request: pb.TokenClassifyRequest) -> pb.TokenClassifyResponse:
+        """The entities of a text."""
+        return await self._able("TokenClassify", "token_classify", self._token_classifier).classify(request)
+
+    async def transcribe(self, request: pb.TranscriptRequest) -> pb.TranscriptResult:
+        """The whole transcript of an audio file."""
+        return await self._able("AudioTranscription", "transcription", self._transcriber).transcribe(request)
+
+    async def transcribe_stream(
+        self, request: pb.TranscriptRequest
+    ) -> AsyncGenerator[pb.TranscriptStreamResponse, None]:
+        """The transcript in deltas, then the final result. Closing the iterator drops the request."""
+        transcriber = self._able("AudioTranscriptionStream", "transcription", self._transcriber)
+        async with contextlib.aclosing(transcriber.stream(request)) as responses:
+            async for response in responses:
+                yield response
+
+    async def metrics(self) -> pb.MetricsResponse:
+        """Tokens and rates, as the engine counts them."""
+        return self._statistics.metrics()
+
+    async def metadata(self, options: pb.ModelOptions) -> pb.ModelMetadataResponse:
+        """What the model understands and writes besides text."""
+        return await model_metadata(self._generator, options)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by what vLLM knows them for, such as weights and KV cache."""
+        return self._statistics.memory()
 
     async def close(self, timeout: float) -> None:
         """Abort what runs, stop the engine, wait for its processes; those left after `timeout` seconds are killed."""
-        del self._generator
+        if self._transcriber is not None:
+            self._transcriber.close()
+        # They hold vLLM's objects, which are to be collected when the engine stops.
+        self._generator = self._scorer = self._embedder = self._ranker = None
+        self._token_classifier = self._transcriber = None
+        del self._statistics
         await self._engine.stop(timeout)
         self._adapters.close()
+
+    def _able(self, rpc: str, ability: str, room: T | None) -> T:
+        """`room`, where the model has that ability; otherwise the caller hears which kind of model has."""
+        if room is None:
+            self._engine.abilities.require(rpc, ability)
+            raise EngineGone(ENGINE_STOPPING)
+        return room
 
     async def _understand(self, options: pb.PredictOptions, *, stream: bool) -> GenerationRequest:
         understand = functools.partial(
             generation_request,
             options,
             stream=stream,
-            has_tool_parser=self._generator.has_tool_parser,
-            max_logprobs=self._generator.max_logprobs,
+            has_tool_parser=self._generator is not None and self._generator.has_tool_parser,
+            max_logprobs=0 if self._generator is None else self._generator.max_logprobs,
             ignore_seed=self.plan.ignore_seed,
         )
         if is_heavy(options):

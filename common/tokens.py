@@ -5,9 +5,9 @@ from typing import Any
 
 from vllm.renderers.params import TokenizeParams
 from vllm.utils.mistral import is_mistral_tokenizer
+from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.errors import InvalidRequest
-from common.generation import Generator
 from common.media_prompt import named, raw_prompt
 from common.request import GenerationRequest
 from common.vllm_errors import translated
@@ -16,7 +16,7 @@ from common.vllm_errors import translated
 MOST_CHARACTERS = 2_000_000
 
 
-async def tokenize(generator: Generator, request: GenerationRequest) -> list[int]:
+async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> list[int]:
     """The ids of a request's prompt: the rendered chat, or the raw text with the special tokens its model adds.
 
     Texts longer than the context are fine: the orchestrator counts them in order to cut them.
@@ -28,7 +28,7 @@ async def tokenize(generator: Generator, request: GenerationRequest) -> list[int
     length = len(request.openai.prompt) if not request.is_chat else _characters(request.openai.messages)
     if length > MOST_CHARACTERS:
         raise InvalidRequest(request.prompt_field, f"has {length} characters; use at most {MOST_CHARACTERS}")
-    renderer = generator.llm.renderer
+    renderer = llm.renderer
     with translated(request.prompt_field), named(request.media):
         if request.is_chat:
             chat: Any = request.openai
@@ -48,19 +48,19 @@ async def tokenize(generator: Generator, request: GenerationRequest) -> list[int
     return list(prompt["prompt_token_ids"])
 
 
-async def detokenize(generator: Generator, token_ids: Sequence[int]) -> str:
+async def detokenize(llm: AsyncLLM, token_ids: Sequence[int]) -> str:
     """The text of `token_ids`, special tokens included.
 
     Raises:
         InvalidRequest: an id outside the vocabulary.
 
     """
-    size = generator.model_config.get_vocab_size()
+    size = llm.model_config.get_vocab_size()
     for index, token_id in enumerate(token_ids):
         if not 0 <= token_id < size:
             raise InvalidRequest(f"tokens[{index}]", f"{token_id} is not a token id; use 0 to {size - 1}")
     # Runs in the renderer's pool; vLLM gives it no public name.
-    return str(await generator.llm.renderer._async_tokenizer_decode(list(token_ids)))
+    return str(await llm.renderer._async_tokenizer_decode(list(token_ids)))
 
 
 def _characters(messages: Sequence[Any]) -> int:

@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import MaxQueuedTokensError, QueueOverflowError
+from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from common.errors import BackendError, EngineGone, InvalidRequest, Overloaded, Unsupported
@@ -35,6 +37,28 @@ def translated(prompt_field: str) -> Iterator[None]:
         if translation is error:
             raise
         raise translation from error
+
+
+def admit(llm: AsyncLLM, requests: int = 1) -> None:
+    """Return where so many more requests may come; asked before anything is done for them.
+
+    Raises:
+        Overloaded: as many run or wait, or as many tokens wait, as are admitted.
+
+    """
+    limits = llm.vllm_config.scheduler_config
+    try:
+        llm.check_admission(requests)
+    except QueueOverflowError as error:
+        raise Overloaded(
+            f"{limits.max_num_queued_reqs} requests run or wait, and no more are admitted (--max-waiting-requests);"
+            " try again later"
+        ) from error
+    except MaxQueuedTokensError as error:
+        raise Overloaded(
+            f"{llm.get_num_queued_tokens()} prompt tokens wait for their prefill, and"
+            f" {limits.max_num_queued_tokens} are admitted (--max-waiting-tokens); try again later"
+        ) from error
 
 
 def _translate(error: BaseException, prompt_field: str) -> BaseException:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.engine_args import LoadPlan, plan_load
-from common.errors import BackendError, InvalidRequest, Unsupported
+from common.errors import BackendError, InvalidRequest
 from common.pb import backend_pb2 as pb
 
 HUB_ID = "Qwen/Qwen3-0.6B"
@@ -155,9 +155,11 @@ def test_a_limit_below_zero(field: str) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"Embeddings": True}, {"Reranking": True}])
-def test_what_is_not_served(fields: dict[str, Any]) -> None:
-    with pytest.raises(Unsupported, match=r"Embeddings|Reranking"):
-        plan(**fields)
+def test_a_model_that_is_to_pool(fields: dict[str, Any]) -> None:
+    assert plan(**fields).engine_args["runner"] == "pooling"
+    # The JSON has the last word, as always.
+    assert plan(**fields, EngineArgs='{"runner": "auto"}').engine_args["runner"] == "auto"
+    assert "runner" not in plan().engine_args
 
 
 @pytest.mark.parametrize(

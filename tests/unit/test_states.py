@@ -61,6 +61,16 @@ class Straw:
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         return pb.DetokenizeResponse(content="a")
 
+    async def metrics(self) -> pb.MetricsResponse:
+        return pb.MetricsResponse()
+
+    async def metadata(self, request: pb.ModelOptions) -> pb.ModelMetadataResponse:
+        return pb.ModelMetadataResponse()
+
+    async def transcribe_stream(self, request: pb.TranscriptRequest) -> AsyncIterator[pb.TranscriptStreamResponse]:
+        raise Unsupported("this is straw, and is deaf")
+        yield pb.TranscriptStreamResponse()
+
     async def close(self, timeout: float) -> None:
         return
 
@@ -81,11 +91,11 @@ def table() -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
     ]
     start = next(index for index, row in enumerate(rows) if row[0] == "RPC")
     assert rows[start][1:] == STATES
-    for names, *cells in rows[start + 1 : start + 7]:
+    for names, *cells in rows[start + 1 : start + 8]:
         named = [name for name in METHODS if (name, STATES[0]) not in found]
         for name in named if names == "all others" else names.split(", "):
             found |= {(name, state): cell for state, cell in zip(STATES, cells, strict=True)}
-    process, model = rows[start + 7 : start + 9]
+    process, model = rows[start + 8 : start + 10]
     assert (process[0], model[0]) == (f'Check, Watch of "" or `{PROCESS[1]}`', f"Check, Watch of `{MODEL}`")
     health = {
         (name, state): cell
