@@ -49,7 +49,9 @@ def embedding_request(options: pb.PredictOptions, config: ModelConfig) -> Embedd
     media = media_items(options)
     fields: dict[str, Any] = {
         TRUNCATE: _truncation(options, config),
-        "truncation_side": _side(options),
+        "truncation_side": _one_of(options, "truncation_side", "left", "right"),
+        # Models of a fixed length, such as SigLIP, were trained so.
+        "padding": _one_of(options, "padding", "max_length", "do_not_pad"),
         "dimensions": _whole_number(options, "dimensions"),
         "use_activation": switch(options, "use_activation"),
         "cache_salt": options.Metadata.get("cache_salt") or None,
@@ -136,11 +138,11 @@ def _truncation(options: pb.PredictOptions, config: ModelConfig) -> int | None:
     return number
 
 
-def _side(options: pb.PredictOptions) -> str | None:
-    side = options.Metadata.get("truncation_side") or None
-    if side not in (None, "left", "right"):
-        raise InvalidRequest('Metadata["truncation_side"]', f"{side!r} is unknown; use left or right")
-    return side
+def _one_of(options: pb.PredictOptions, key: str, *allowed: str) -> str | None:
+    value = options.Metadata.get(key) or None
+    if value not in (None, *allowed):
+        raise InvalidRequest(f'Metadata["{key}"]', f"{value!r} is unknown; use {' or '.join(allowed)}")
+    return value
 
 
 def _whole_number(options: pb.PredictOptions, key: str) -> int | None:

@@ -107,6 +107,7 @@ def test_an_input_that_is_refused(fields: dict[str, Any], text: str) -> None:
         ("truncate_prompt_tokens", "16", 16),
         ("truncation_side", "left", "left"),
         ("cache_salt", "a", "a"),
+        ("padding", "max_length", "max_length"),
         ("dimensions", "", None),
         ("cache_salt", "", None),
         ("truncation_side", "", None),
@@ -127,6 +128,7 @@ def test_metadata(key: str, value: str, expected: Any) -> None:
         ("truncate_prompt_tokens", "-2", "-2 is not possible"),
         ("truncation_side", "middle", "'middle' is unknown; use left or right"),
         ("cache_salt", "a@b", "cache_salt"),
+        ("padding", "longest", "'longest' is unknown; use max_length or do_not_pad"),
     ],
 )
 def test_metadata_that_is_refused(key: str, value: str, text: str) -> None:

@@ -191,6 +191,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "cache_salt",
         "dimensions",
         "input",
+        "padding",
         "truncate_prompt_tokens",
         "truncation_side",
         "use_activation",
