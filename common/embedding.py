@@ -96,7 +96,10 @@ class Embedder:
                 (rendered,) = await renderer.render_cmpl_async([prompt], limits, prompt_extras=extras)
                 return rendered
         except VLLMValidationError as error:
-            raise too_long(error, request.field, limits.max_input_tokens) or error from error
+            refused = too_long(error, request.field, limits.max_input_tokens)
+            if refused is None:
+                raise
+            raise refused from error
 
     async def _pool_in_chunks(
         self,
