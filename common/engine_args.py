@@ -5,6 +5,7 @@ which is strict and wins. Options without dashes are the backend's own, `key:val
 parser beats them, because the orchestrator appends its defaults in that form.
 """
 
+import copy
 import dataclasses
 import logging
 import math
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # One structured-output backend per engine: with "auto" the first odd request would fix it for all others.
 _STRUCTURED_OUTPUTS = {"backend": "xgrammar"}
+# One vector for each token: the caller pools.
+_UNPOOLED = "token_embed"
 # The orchestrator sets these in EngineArgs unless its user does, there or as an option.
 _IMPOSED = ("enable_prefix_caching", "enable_chunked_prefill")
 _FIELDS = {field.name: field for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")}
@@ -119,6 +122,7 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
     flagged = flag_values(flags, _FIELDS)
     given = _engine_args_json(options.EngineArgs)
     args |= flagged | given
+    args |= _pooling(own.get("pooling", ""), args)
     adapters.check(args)
     _check_structured_outputs(args["structured_outputs_config"])
     imposed = frozenset(name for name in _IMPOSED if given.get(name) is True and name not in flagged)
@@ -159,6 +163,21 @@ def _switch(name: str, value: str) -> bool:
     if value not in ("true", "false"):
         raise InvalidRequest("Options", f"{name}:{value} is unknown; use {name}:true or {name}:false")
     return value == "true"
+
+
+def _pooling(asked: str, args: dict[str, Any]) -> dict[str, Any]:
+    """The engine arguments that the option `pooling` adds to `args`; what they say themselves wins."""
+    if asked not in ("", "none"):
+        raise InvalidRequest("Options", f"pooling:{asked} is unknown; use pooling:none, or vLLM's --pooler-config")
+    if not asked:
+        return {}
+    config = args.get("pooler_config") or {}
+    if not isinstance(config, dict):
+        config = dataclasses.asdict(config)
+    return {
+        "runner": args.get("runner", "pooling"),
+        "pooler_config": config | {"task": config.get("task") or _UNPOOLED},
+    }
 
 
 def resolve_model(options: pb.ModelOptions) -> str:
@@ -271,6 +290,8 @@ def _as_config(name: str, value: Any) -> Any:
 
     Made anew for each engine, since vLLM writes into them.
     """
+    if dataclasses.is_dataclass(value):
+        return copy.deepcopy(value)
     if not isinstance(value, dict):
         return value
     kinds = typing.get_args(_FIELDS[name].type) or (_FIELDS[name].type,)

@@ -53,7 +53,7 @@ class Model:
         able = engine.abilities.can
         self._generator = Generator(engine.llm, engine.parsers, self._adapters) if able("generate") else None
         self._scorer = Scorer(engine, self._adapters) if able("generate") else None
-        self._embedder = Embedder(engine) if able("embed") else None
+        self._embedder = Embedder(engine, self._adapters) if able("embed") else None
         self._ranker = Ranker(engine) if able("rerank") else None
         self._token_classifier = TokenClassifier(engine) if able("token_classify") else None
         self._transcriber = Transcriber(engine) if able("transcription") else None
@@ -82,9 +82,11 @@ class Model:
         return model
 
     def warm_up(self) -> None:
-        """Let the template engine compile what the first chat would otherwise wait for. Blocks."""
+        """Do what the first request would otherwise wait for. Blocks."""
         if self._generator is not None:
             self._generator.renderer.warmup()
+        if self._embedder is not None:
+            self._embedder.warm_up()
 
     @property
     def dead(self) -> bool:

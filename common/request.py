@@ -116,7 +116,7 @@ def generation_request(
     fields["stream"] = stream
     top_logprobs = fields.pop("top_logprobs", None)
     stop = fields.pop("stop")
-    request_id = _request_id(options.CorrelationId)
+    request_id = request_id_of(options.CorrelationId)
     if salt := options.Metadata.get("cache_salt", ""):
         fields["cache_salt"] = salt
     openai: ChatCompletionRequest | CompletionRequest
@@ -130,7 +130,7 @@ def generation_request(
         else:
             openai = CompletionRequest(prompt=_raw_prompt(options), logprobs=top_logprobs, max_tokens=None, **fields)
     except pydantic.ValidationError as error:
-        raise _from_pydantic(error) from None
+        raise from_pydantic(error) from None
     except VLLMValidationError as error:
         raise from_vllm(error) from None
     # OpenAI takes four strings and its model refuses more; vLLM's sampling takes any number.
@@ -174,7 +174,13 @@ def from_vllm(error: Exception, prompt_field: str = "Prompt") -> InvalidRequest:
     return InvalidRequest(field, text)
 
 
-def _request_id(given: str) -> str:
+def request_id_of(given: str) -> str:
+    """The caller's `CorrelationId`, or one of our own.
+
+    Raises:
+        InvalidRequest: it would not fit into a log line.
+
+    """
     if len(given) > MAX_REQUEST_ID or not given.isprintable():
         raise InvalidRequest("CorrelationId", f"must be printable and have at most {MAX_REQUEST_ID} characters")
     return given or uuid.uuid4().hex
@@ -202,7 +208,7 @@ def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[s
             fields["parallel_tool_calls"] = False
     elif not tools and choice not in ("auto", "none"):
         raise InvalidRequest("ToolChoice", f"{options.ToolChoice} needs Tools, and there are none")
-    kwargs = _template_kwargs(options)
+    kwargs = template_kwargs(options)
     if effort := options.Metadata.get("reasoning_effort", ""):
         if effort not in REASONING_EFFORTS:
             raise InvalidRequest(
@@ -213,7 +219,7 @@ def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[s
         if "enable_thinking" not in kwargs:
             # As vLLM does for `enable_thinking` itself.
             kwargs.setdefault("thinking", effort != "none")
-    if _switch(options, "continue_final_message"):
+    if switch(options, "continue_final_message"):
         if options.Messages[-1].role != "assistant":
             raise InvalidRequest(
                 'Metadata["continue_final_message"]', "needs an assistant's message at the end of Messages"
@@ -225,14 +231,20 @@ def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[s
     return fields
 
 
-def _template_kwargs(options: pb.PredictOptions) -> dict[str, Any]:
+def template_kwargs(options: pb.PredictOptions) -> dict[str, Any]:
+    """The variables of the chat template that `Metadata` sets, none of them an argument of the renderer's own.
+
+    Raises:
+        InvalidRequest: not a JSON object, or a switch that is neither true nor false.
+
+    """
     field = 'Metadata["chat_template_kwargs"]'
     text = options.Metadata.get("chat_template_kwargs", "")
     kwargs = parse_json(field, text) if text.strip() else {}
     if not isinstance(kwargs, dict):
         raise InvalidRequest(field, "must be a JSON object")
     kwargs = {name: value for name, value in kwargs.items() if name not in _RESERVED_TEMPLATE_KWARGS}
-    thinking = _switch(options, "enable_thinking")
+    thinking = switch(options, "enable_thinking")
     if thinking is not None:
         kwargs["enable_thinking"] = thinking
         # What DeepSeek, Granite and others call it; a template that knows no such variable is not given it.
@@ -240,14 +252,21 @@ def _template_kwargs(options: pb.PredictOptions) -> dict[str, Any]:
     return kwargs
 
 
-def _switch(options: pb.PredictOptions, key: str) -> bool | None:
+def switch(options: pb.PredictOptions, key: str) -> bool | None:
+    """What `Metadata` says under `key`; None where it says nothing.
+
+    Raises:
+        InvalidRequest: neither true nor false.
+
+    """
     value = options.Metadata.get(key, "")
     if value not in ("", "true", "false"):
         raise InvalidRequest(f'Metadata["{key}"]', f"{value!r} is unknown; use true or false")
     return value == "true" if value else None
 
 
-def _from_pydantic(error: pydantic.ValidationError) -> InvalidRequest:
+def from_pydantic(error: pydantic.ValidationError) -> InvalidRequest:
+    """The first thing that a request model of vLLM refuses, under the wire's name of the field."""
     problem = error.errors(include_url=False, include_input=False)[0]
     name = str(problem["loc"][0]) if problem["loc"] else ""
     return InvalidRequest(WIRE_NAMES.get(name, name or "request"), problem["msg"])

@@ -40,7 +40,8 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> list[int]:
             limits = TokenizeParams(max_total_tokens=None, add_special_tokens=False)
             _, (prompt,) = await renderer.render_chat_async([chat.messages], params, limits, skip_mm_cache=True)
         else:
-            limits = TokenizeParams(max_total_tokens=None, add_special_tokens=True)
+            lower_case = (llm.model_config.encoder_config or {}).get("do_lower_case", False)
+            limits = TokenizeParams(max_total_tokens=None, add_special_tokens=True, do_lower_case=lower_case)
             text: Any = {"prompt": request.openai.prompt}
             if request.media:
                 text = await raw_prompt(request.openai.prompt, request.media, renderer)

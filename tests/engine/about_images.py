@@ -1,4 +1,4 @@
-"""Requests with images, as `test_differential` has them without. It runs this in a Python that has torchvision."""
+"""Requests with images, as `test_differential` has them without; `test_images` runs this."""
 
 import base64
 from typing import Any

@@ -1,21 +1,14 @@
 """Our replies against vLLM's own OpenAI server: the same engine, the same request, streamed and whole."""
 
-import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.model import Model
-from tests.engine.conftest import Engines
 from tests.engine.openai_server import OpenAIServer, Outcome, outcome_of, to_wire
-from tests.models import torchvision
 from tests.models.script import CALENDAR, WEATHER, line, script
 
 Request = dict[str, Any]
@@ -186,16 +179,6 @@ async def test_as_vllm_answers(model: Model, name: str) -> None:
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_as_vllm_answers_with_reasoning_apart(thinking_model: Model, name: str) -> None:
     assert await compare(thinking_model, REQUESTS[name]) is (name not in DISAGREE_ON_THOUGHTS)
-
-
-async def test_as_vllm_answers_about_images(engines: Engines) -> None:
-    """In a Python of its own, since transformers decides on import whether there is a torchvision."""
-    await engines.close()
-    room = Path(__file__).with_name("about_images.py")
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", str(room)]
-    environment = os.environ | {"PYTHONPATH": torchvision.python_path()}
-    done = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:]
 
 
 async def compare(model: Model, request: Request) -> bool:

@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from common.errors import EngineGone, InvalidRequest
+from common.errors import EngineGone, InvalidRequest, Unsupported
 from common.model import Model
 from common.pb import backend_pb2 as pb
 from tests.engine.conftest import Engines
@@ -74,6 +74,11 @@ async def test_many_cancelled_at_random_points(model: Model) -> None:
 
     await asyncio.gather(*(reader(1 + 3 * index) for index in range(32)))
     await _idle(model)
+
+
+async def test_it_embeds_nothing(model: Model) -> None:
+    with pytest.raises(Unsupported, match=r"^Embedding needs an embedding model, .* the loaded model generates text"):
+        await model.embed(pb.PredictOptions(Embeddings="a"))
 
 
 async def test_closing_ends_what_runs(engines: Engines, model: Model) -> None:

@@ -8,6 +8,8 @@
     template.
 `adapters`
     Two LoRA adapters for `scripted`, trained to change one of its answers.
+`minilm`
+    all-MiniLM-L6-v2, a small but real embedding model. Its weights come out of a Python package.
 `llava`, `qwen2_audio`, `qwen2_vl`
     Toys of random weights that take images, audio clips, and images and videos; gibberish, but of its own for each.
 
@@ -40,6 +42,7 @@ RECIPES: Mapping[str, Recipe] = {
     "smollm2": Recipe("tests.models.smollm2", 1),
     "scripted": Recipe("tests.models.scripted", 1),
     "adapters": Recipe("tests.models.adapters", 1),
+    "minilm": Recipe("tests.models.minilm", 1),
     "llava": Recipe("tests.models.llava", 2),
     "qwen2_audio": Recipe("tests.models.qwen2_audio", 1),
     "qwen2_vl": Recipe("tests.models.qwen2_vl", 1),

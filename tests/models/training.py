@@ -63,7 +63,7 @@ def adapt(
     folder: Path, prompt: str, answer: str, *, rank: int, alpha: float, targets: Sequence[str]
 ) -> dict[str, torch.Tensor]:
     """LoRA weights, by PEFT's names, with which the model in `folder` says `answer` to `prompt`."""
-    tokenizer, model = _loaded(folder)
+    tokenizer, model = loaded(folder)
     prompt_ids, answer_ids = tokenizer.encode(prompt), tokenizer.encode(answer)
     ids = torch.tensor([prompt_ids + answer_ids])
     layers = {name: layer for name, layer in model.named_modules() if name.rpartition(".")[2] in targets}
@@ -93,14 +93,14 @@ def adapt(
 
 def prompt_of(folder: Path, messages: Sequence[Any]) -> str:
     """A chat as the template of the model in `folder` writes it."""
-    tokenizer, _ = _loaded(folder)
+    tokenizer, _ = loaded(folder)
     prompt: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     return prompt
 
 
 def generate(folder: Path, prompt: str, *, adapter: Path | None = None, scale: float = 1.0) -> str:
     """What the model in `folder` says to `prompt` by greedy decoding in float32, markers and EOS included."""
-    tokenizer, model = _loaded(folder, adapter, scale)
+    tokenizer, model = loaded(folder, adapter, scale)
     ids = tokenizer(prompt, return_tensors="pt")
     said = model.generate(**ids, max_new_tokens=1024, do_sample=False)
     text: str = tokenizer.decode(said[0, ids["input_ids"].shape[1] :], skip_special_tokens=False)
@@ -109,14 +109,14 @@ def generate(folder: Path, prompt: str, *, adapter: Path | None = None, scale: f
 
 def next_logprobs(folder: Path, prompt: str, *, adapter: Path | None = None, scale: float = 1.0) -> torch.Tensor:
     """Log-probabilities of the token after `prompt`, by token id."""
-    tokenizer, model = _loaded(folder, adapter, scale)
+    tokenizer, model = loaded(folder, adapter, scale)
     with torch.no_grad():
         logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
     return torch.log_softmax(logits, dim=-1)
 
 
 @lru_cache(maxsize=4)
-def _loaded(folder: Path, adapter: Path | None = None, scale: float = 1.0) -> tuple[Any, Model]:
+def loaded(folder: Path, adapter: Path | None = None, scale: float = 1.0) -> tuple[Any, Model]:
     """The tokenizer, and the model with an adapter merged into its weights."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if adapter is not None:

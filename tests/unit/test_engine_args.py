@@ -385,6 +385,45 @@ def test_the_plan_names_the_model_that_is_loaded() -> None:
         assert found.model == found.engine_args["model"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"Options": ["pooling:none"]}, {"runner": "pooling", "pooler_config": {"task": "token_embed"}}),
+        # What is said in vLLM's own words wins.
+        (
+            {"Options": ["pooling:none"], "EngineArgs": '{"runner": "auto", "pooler_config": {"task": "embed"}}'},
+            {"runner": "auto", "pooler_config": {"task": "embed"}},
+        ),
+        (
+            {"Options": ["pooling:none"], "EngineArgs": '{"pooler_config": {"use_activation": false}}'},
+            {"runner": "pooling", "pooler_config": {"use_activation": False, "task": "token_embed"}},
+        ),
+    ],
+)
+def test_no_pooling(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert args(**fields) == expected
+    assert plan(**fields).build().pooler_config.task == expected["pooler_config"]["task"]
+
+
+def test_no_pooling_beside_vllms_flag() -> None:
+    flag = '--pooler-config:{"use_activation": false}'
+    config = plan(Options=["pooling:none", flag]).build().pooler_config
+    assert (config.task, config.use_activation) == ("token_embed", False)
+    assert plan(Options=[flag]).build().pooler_config.task is None
+
+
+def test_another_pooling() -> None:
+    with pytest.raises(InvalidRequest, match=r"Options: pooling:mean is unknown; use pooling:none, or vLLM's --pooler"):
+        plan(Options=["pooling:mean"])
+
+
+def test_what_vllm_writes_into_a_config_is_not_in_the_plan() -> None:
+    fields: dict[str, Any] = {"Options": ['--pooler-config:{"task": "embed"}']}
+    first = plan(**fields)
+    first.build().pooler_config.seq_pooling_type = "LAST"
+    assert first == plan(**fields)
+
+
 def test_equal_options_make_equal_plans() -> None:
     fields: dict[str, Any] = {
         "MaxModelLen": 128,
