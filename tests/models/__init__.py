@@ -10,6 +10,11 @@
     Two LoRA adapters for `scripted`, trained to change one of its answers.
 `llava`, `qwen2_audio`, `qwen2_vl`
     Toys of random weights that take images, audio clips, and images and videos; gibberish, but of its own for each.
+`berts`
+    Four toy BERTs of random weights in folders of their own: `cross_encoder`, `bi_encoder`, `late_interaction` and
+    `token_classifier`.
+`judge`
+    A toy language model of random weights that ranks by the tokens "yes" and "no", as sentence-transformers saves one.
 
 `python -m tests.models NAME ...` makes what is missing and prints one folder a line; `ensure(NAME)` does it
 in Python. Importing this package or `tests.models.script` is cheap; torch and transformers are imported only
@@ -43,6 +48,8 @@ RECIPES: Mapping[str, Recipe] = {
     "llava": Recipe("tests.models.llava", 2),
     "qwen2_audio": Recipe("tests.models.qwen2_audio", 1),
     "qwen2_vl": Recipe("tests.models.qwen2_vl", 1),
+    "berts": Recipe("tests.models.berts", 1),
+    "judge": Recipe("tests.models.judge", 1),
 }
 
 
