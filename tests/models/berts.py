@@ -16,7 +16,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT = """\
 The capital of France is Paris, and Angela Merkel was born in Hamburg.
 Die Straße führt über die Brücke nach Zürich; Jürgen Groß wohnt in Köln am Rhein.
-北京是中国的首都，李明住在上海。東京は日本の首都です。
+北京是中国的首都。李明住在上海。東京は日本の首都です。
 Ein Emoji 🎉 oder zwei 👩‍👩‍👧 und ein é aus zwei Zeichen, naïve café.
 """
 
@@ -60,7 +60,7 @@ def _tokenizer() -> Any:
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    words = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words = tokenizers.Tokenizer(models.WordPiece(unk_token=SPECIAL[1]))
     words.normalizer = normalizers.BertNormalizer(lowercase=True)
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     words.decoder = decoders.WordPiece()
@@ -73,11 +73,7 @@ def _tokenizer() -> Any:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
+        **dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL, strict=True)),
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
         model_max_length=CONTEXT,

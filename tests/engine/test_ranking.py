@@ -1,0 +1,203 @@
+"""Rerank on real engines: the scores of `transformers` on the same weights, for each kind of model that ranks."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoTokenizer,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from common.errors import InvalidRequest, Overloaded, Unsupported
+from common.model import Model
+from common.pb import backend_pb2 as pb
+from tests.engine.conftest import Engines
+from tests.models import ensure
+from tests.models.berts import CONTEXT, TEXT
+from tests.models.judge import NO, YES
+
+QUERY = "Was ist die Hauptstadt von Frankreich?"
+DOCUMENTS = [*TEXT.splitlines(), "Paris", "Paris", "", " \n", "北京 🎉 e\u0301" * 3, QUERY]
+
+Reference = Callable[[Path, Any, str, Sequence[str]], list[float]]
+
+
+def cross_encoder(folder: Path, tokenizer: Any, query: str, documents: Sequence[str]) -> list[float]:
+    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    pairs = [tokenizer(query, document, return_tensors="pt") for document in documents]
+    return [float(torch.sigmoid(model(**pair).logits).squeeze()) for pair in pairs]
+
+
+def bi_encoder(folder: Path, tokenizer: Any, query: str, documents: Sequence[str]) -> list[float]:
+    model = BertModel.from_pretrained(folder).eval()
+    vectors = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, 0] for text in (query, *documents)]
+    return [float(torch.cosine_similarity(vectors[0], vector, dim=0)) for vector in vectors[1:]]
+
+
+def late_interaction(folder: Path, tokenizer: Any, query: str, documents: Sequence[str]) -> list[float]:
+    weights = load_file(folder / "model.safetensors")
+    projection = weights.pop("linear.weight")
+    state = {name.removeprefix("bert."): tensor for name, tensor in weights.items()}
+    model = BertModel.from_pretrained(ensure("berts") / "late_interaction", state_dict=state).eval()
+    tokens = [
+        torch.nn.functional.normalize(model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] @ projection.T)
+        for text in (query, *documents)
+    ]
+    return [float((tokens[0] @ document.T).amax(dim=-1).sum()) for document in tokens[1:]]
+
+
+def judge(folder: Path, tokenizer: Any, query: str, documents: Sequence[str]) -> list[float]:
+    model = LlamaForCausalLM.from_pretrained(folder).eval()
+    no, yes = tokenizer.convert_tokens_to_ids([NO, YES])
+
+    def score(document: str) -> float:
+        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        logits = model(**tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)).logits[0, -1]
+        return float(logits[yes] - logits[no])
+
+    return [score(document) for document in documents]
+
+
+KINDS: dict[str, tuple[str, Reference]] = {
+    "cross_encoder": ("berts/cross_encoder", cross_encoder),
+    "bi_encoder": ("berts/bi_encoder", bi_encoder),
+    "late_interaction": ("berts/late_interaction", late_interaction),
+    "judge": ("judge", judge),
+}
+
+
+def folder(path: str) -> Path:
+    recipe, _, rest = path.partition("/")
+    return ensure(recipe) / rest
+
+
+async def ranker(engines: Engines, kind: str) -> Model:
+    return await engines.get(Model=str(folder(KINDS[kind][0])), MaxModelLen=CONTEXT, Reranking=True)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+async def test_scores(engines: Engines, kind: str) -> None:
+    model = await ranker(engines, kind)
+    path, reference = KINDS[kind]
+    tokenizer = AutoTokenizer.from_pretrained(folder(path))
+    with torch.inference_mode():
+        expected = reference(folder(path), tokenizer, QUERY, DOCUMENTS)
+    assert max(expected) - min(expected) > 0.1  # else agreement would mean little
+    result = await model.rerank(pb.RerankRequest(query=QUERY, documents=DOCUMENTS))
+
+    found = {each.index: each.relevance_score for each in result.results}
+    assert [found[index] for index in range(len(DOCUMENTS))] == pytest.approx(expected, abs=1e-4, rel=1e-4)
+    assert [each.text for each in result.results] == [DOCUMENTS[each.index] for each in result.results]
+    order = [(-each.relevance_score, each.index) for each in result.results]
+    assert order == sorted(order)
+    assert found[4] == found[5]  # "Paris" twice
+    assert result.usage.total_tokens == result.usage.prompt_tokens == used(kind, tokenizer)
+
+    for top_n in (1, 3, len(DOCUMENTS), 1000):
+        best = await model.rerank(pb.RerankRequest(query=QUERY, documents=DOCUMENTS, top_n=top_n))
+        assert [each.index for each in best.results] == [each.index for each in result.results][:top_n]
+        assert best.usage == result.usage
+
+    await refuses_what_is_too_long(model, kind)
+    await leaves_nothing_running(model)
+    await cannot_do_anything_else(model)
+
+
+def used(kind: str, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Tokens that the model sees."""
+    if kind == "cross_encoder":
+        return sum(len(tokenizer(QUERY, document).input_ids) for document in DOCUMENTS)
+    if kind == "judge":
+        return sum(
+            len(
+                tokenizer(
+                    tokenizer.apply_chat_template(
+                        [{"role": "query", "content": QUERY}, {"role": "document", "content": document}],
+                        tokenize=False,
+                        add_generation_prompt=True,
+                    )
+                ).input_ids
+            )
+            for document in DOCUMENTS
+        )
+    return sum(len(tokenizer(text).input_ids) for text in (QUERY, *DOCUMENTS))
+
+
+async def refuses_what_is_too_long(model: Model, kind: str) -> None:
+    documents = ["Paris"] * 20
+    documents[7] = "Köln " * 4 * CONTEXT
+    for length in (4 * CONTEXT, 1_000_000):
+        documents[7] = "Köln " * length
+        with pytest.raises(InvalidRequest, match=r"documents\[7\]: .*128 tokens") as refusal:
+            await model.rerank(pb.RerankRequest(query=QUERY, documents=documents))
+        assert "Köln" not in str(refusal.value)
+        assert model.running_requests == 0
+    with pytest.raises(InvalidRequest, match="query"):
+        await model.rerank(pb.RerankRequest(query="Köln " * 1_000_000, documents=["Paris"]))
+    for request, field in (
+        (pb.RerankRequest(documents=["a"]), "query"),
+        (pb.RerankRequest(query="q"), "documents"),
+        (pb.RerankRequest(query="q", documents=["a"], top_n=-1), "top_n"),
+        (pb.RerankRequest(query="q", documents=["a"] * 5000), "documents"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"^{field}: "):
+            await model.rerank(request)
+
+
+async def running(model: Model, requests: int) -> None:
+    """Return when so many requests are in the engine."""
+    async with asyncio.timeout(30):
+        while model.running_requests < requests:  # noqa: ASYNC110  # the engine's client counts, and tells nobody
+            await asyncio.sleep(0)
+
+
+async def leaves_nothing_running(model: Model) -> None:
+    request = pb.RerankRequest(query=QUERY, documents=[f"{index} {TEXT[:100]}" for index in range(500)])
+    most = 0
+    for steps in (1, 3, 10, 100, 300):
+        task = asyncio.create_task(model.rerank(request))
+        for _ in range(steps):
+            await asyncio.sleep(0.001)
+            most = max(most, model.running_requests)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert model.running_requests == 0
+    assert most > 100  # all at once
+    limits = model._engine.llm.vllm_config.scheduler_config
+    waiting, limits.max_num_queued_reqs = limits.max_num_queued_reqs, 600
+    try:
+        first = asyncio.create_task(model.rerank(request))
+        await running(model, 400)
+        with pytest.raises(Overloaded):
+            await model.rerank(request)
+        assert len((await first).results) == 500
+    finally:
+        limits.max_num_queued_reqs = waiting
+
+
+async def cannot_do_anything_else(model: Model) -> None:
+    with pytest.raises(Unsupported, match="TokenClassify needs a token classifier"):
+        await model.classify_tokens(pb.TokenClassifyRequest(text="a"))
+    with pytest.raises(Unsupported, match="Predict needs a model that generates"):
+        await model.predict(pb.PredictOptions(Prompt="a"))
+
+
+async def test_a_model_that_generates_ranks_nothing(model: Model) -> None:
+    with pytest.raises(Unsupported, match="Rerank needs a reranker"):
+        await model.rerank(pb.RerankRequest(query=QUERY, documents=["a"]))
+    with pytest.raises(Unsupported, match="TokenClassify needs a token classifier"):
+        await model.classify_tokens(pb.TokenClassifyRequest(text="a"))
