@@ -68,7 +68,7 @@ def head_overrides(config: ModelConfig, engine_args: Mapping[str, Any]) -> dict[
     if activation:
         overrides["sentence_transformers"] = {"activation_fn": activation}
     logger.info("load: a language model that ranks, by its modules.json: hf_overrides %s", overrides)
-    return {**given, **overrides}
+    return {**overrides, **given}
 
 
 def score_template(config: ModelConfig, tokenizer: Any, given: str | None) -> ScoreTemplate:

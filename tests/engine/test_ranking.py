@@ -15,15 +15,21 @@ from transformers import (
     BertModel,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
 )
+from vllm.entrypoints.pooling.scoring.io_processor import JinaRankingIOProcessorMixin
 
+from common import ranking
 from common.errors import InvalidRequest, Overloaded, Unsupported
 from common.model import Model
 from common.pb import backend_pb2 as pb
+from common.pooling import pool
 from tests.engine.conftest import Engines
-from tests.models import ensure
+from tests.models import ensure, listwise, toy
 from tests.models.berts import CONTEXT, TEXT
 from tests.models.judge import NO, YES
+from tests.models.listwise import IDS
 
 QUERY = "Was ist die Hauptstadt von Frankreich?"
 MANY = 1000
@@ -170,11 +176,13 @@ async def leaves_nothing_running(model: Model) -> None:
     request = pb.RerankRequest(query=QUERY, documents=[f"{index} {TEXT[:100]}" for index in range(MANY)])
     for requests in (0, 1, MANY // 2):  # while documents are tokenized, come, and are in the engine all at once
         task = asyncio.create_task(model.rerank(request))
+        await asyncio.sleep(0.01)
         await running(model, requests)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert model.running_requests == 0
+    await one_failure_is_all(model, request)
     limits = model._engine.llm.vllm_config.scheduler_config
     usual, limits.max_num_queued_reqs = limits.max_num_queued_reqs, MANY + 1
     try:
@@ -187,11 +195,54 @@ async def leaves_nothing_running(model: Model) -> None:
         limits.max_num_queued_reqs = usual
 
 
+async def one_failure_is_all(model: Model, request: pb.RerankRequest) -> None:
+    calls = 0
+
+    async def fails_late(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == MANY // 2:
+            await running(model, MANY // 2)
+            raise RuntimeError("the engine choked on this one")
+        return await pool(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "pool", fails_late)
+        with pytest.raises(RuntimeError, match="choked"):
+            await model.rerank(request)
+    assert model.running_requests == 0
+
+
 async def cannot_do_anything_else(model: Model) -> None:
     with pytest.raises(Unsupported, match="TokenClassify needs a token classifier"):
         await model.classify_tokens(pb.TokenClassifyRequest(text="a"))
     with pytest.raises(Unsupported, match="Predict needs a model that generates"):
         await model.predict(pb.PredictOptions(Prompt="a"))
+
+
+async def test_all_documents_in_one_prompt(engines: Engines) -> None:
+    folder, documents = ensure("listwise"), ["Paris", "Köln am Rhein", "", "東京"]
+    model = await engines.get(Model=str(folder), MaxModelLen=toy.CONTEXT, Reranking=True)
+    prompt = JinaRankingIOProcessorMixin.format_docs_prompts_func(QUERY, documents)
+    ids = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt").input_ids
+    weights = load_file(folder / "model.safetensors")
+    qwen3 = Qwen3Model(Qwen3Config.from_pretrained(folder)).eval()
+    qwen3.load_state_dict(
+        {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
+    )
+    first, second = (weights[f"projector.{layer}.weight"] for layer in (0, 2))
+    with torch.inference_mode():
+        vectors = torch.relu(qwen3(ids).last_hidden_state[0] @ first.T) @ second.T
+    query = vectors[ids[0] == IDS[listwise.QUERY]]
+    expected = torch.cosine_similarity(query, vectors[ids[0] == IDS[listwise.DOCUMENT]])
+
+    result = await model.rerank(pb.RerankRequest(query=QUERY, documents=documents))
+    scores = {each.index: each.relevance_score for each in result.results}
+    assert [scores[index] for index in range(len(documents))] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert max(scores.values()) - min(scores.values()) > 0.1
+    assert result.usage.prompt_tokens == ids.numel()
+    with pytest.raises(InvalidRequest, match=r"^query with documents: .*2048 tokens"):
+        await model.rerank(pb.RerankRequest(query=QUERY, documents=["Köln"] * 500))
 
 
 async def test_a_model_that_generates_ranks_nothing(model: Model) -> None:

@@ -15,6 +15,8 @@
     `token_classifier`.
 `judge`
     A toy language model of random weights that ranks by the tokens "yes" and "no", as sentence-transformers saves one.
+`listwise`
+    A toy of random weights that ranks all documents of a request at once.
 
 `python -m tests.models NAME ...` makes what is missing and prints one folder a line; `ensure(NAME)` does it
 in Python. Importing this package or `tests.models.script` is cheap; torch and transformers are imported only
@@ -50,6 +52,7 @@ RECIPES: Mapping[str, Recipe] = {
     "qwen2_vl": Recipe("tests.models.qwen2_vl", 1),
     "berts": Recipe("tests.models.berts", 1),
     "judge": Recipe("tests.models.judge", 1),
+    "listwise": Recipe("tests.models.listwise", 1),
 }
 
 
