@@ -14,7 +14,6 @@ from vllm.entrypoints.pooling.scoring.io_processor import (
 )
 from vllm.entrypoints.pooling.scoring.protocol import RerankRequest
 from vllm.entrypoints.pooling.typing import PoolingServeContext
-from vllm.inputs import TextPrompt
 from vllm.outputs import PoolingRequestOutput, ScoringRequestOutput
 from vllm.renderers.chat_utils import ChatTemplateConfig
 from vllm.renderers.inputs.preprocess import extract_prompt_len
@@ -27,6 +26,7 @@ from common.lora import Adapters
 from common.pb import backend_pb2 as pb
 from common.pooling import pool
 from common.reranker_files import ScoreTemplate, score_template
+from common.tokens import MOST_CHARACTERS
 from common.vllm_errors import admit, translated
 
 
@@ -69,7 +69,7 @@ class Ranker:
         check(request, most=self._llm.vllm_config.scheduler_config.max_num_queued_reqs - 1)
         admit(self._llm, len(documents) + 1)
         context = self._context(request.query, documents)
-        inputs = await self._render(context, request.query, documents)
+        inputs = await self._render(context, len(documents))
         scores = await self._scores(context, inputs, len(documents))
         tokens = sum(extract_prompt_len(self._config, each["prompts"]) for each in inputs)
         return pb.RerankResult(
@@ -95,14 +95,10 @@ class Ranker:
             prompt_extras={"chat_template_kwargs": self._template_kwargs},
         )
 
-    async def _render(self, context: PoolingServeContext, query: str, documents: list[str]) -> list[Any]:
+    async def _render(self, context: PoolingServeContext, documents: int) -> list[Any]:
         """The engine's inputs: the query's first where it is one by itself, then those of the documents."""
-        limits = context.request.build_tok_params(self._config)
-        for field, text in [("query", query), *((f"documents[{i}]", text) for i, text in enumerate(documents))]:
-            with translated(field):  # before the tokenizer reads megabytes that can't fit
-                limits.apply_pre_tokenization(self._processor.tokenizer, TextPrompt(prompt=text))
         parameters = self._processor.get_request_factory_online(context)
-        fields = input_fields(len(parameters), len(documents))
+        fields = input_fields(len(parameters), documents)
         async with task_group() as group:
             tasks = [group.create_task(self._rendered(*each)) for each in zip(fields, parameters, strict=True)]
         return [task.result() for task in tasks]
@@ -154,7 +150,7 @@ class Ranker:
 
 
 def check(request: pb.RerankRequest, most: int) -> None:
-    """Raise InvalidRequest where there is nothing to rank, or more than `most` documents."""
+    """Raise InvalidRequest where there is nothing to rank, more than `most` documents, or megabytes to tokenize."""
     if not request.query:
         raise InvalidRequest("query", "is empty")
     if not request.documents:
@@ -163,6 +159,10 @@ def check(request: pb.RerankRequest, most: int) -> None:
         raise InvalidRequest(
             "documents", f"has {len(request.documents)}; at most {most} are ranked at a time (--max-waiting-requests)"
         )
+    fields = ["query", *(f"documents[{index}]" for index in range(len(request.documents)))]
+    for field, text in zip(fields, [request.query, *request.documents], strict=True):
+        if len(text) > MOST_CHARACTERS:
+            raise InvalidRequest(field, f"has {len(text)} characters; use at most {MOST_CHARACTERS}")
     if request.top_n < 0:
         raise InvalidRequest("top_n", f"{request.top_n} is negative; use how many of the best to return, or 0 for all")
 

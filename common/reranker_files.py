@@ -79,8 +79,11 @@ def score_template(config: ModelConfig, tokenizer: Any, given: str | None) -> Sc
         return ScoreTemplate()  # vLLM's code for the model has it
     own = resolve_chat_template(tokenizer, None, tools=None, model_config=config)
     if own and is_score_template(own):
-        settings = (_file(config, "sentence_bert_config.json") or {}).get("processing_kwargs", {})
-        return ScoreTemplate(own, settings.get("chat_template", {}))
+        settings = _file(config, "config_sentence_transformers.json") or {}
+        if settings.get("default_prompt_name"):
+            logger.warning("load: the model's default prompt %r is not used", settings["default_prompt_name"])
+        processing = (_file(config, "sentence_bert_config.json") or {}).get("processing_kwargs", {})
+        return ScoreTemplate(own, processing.get("chat_template", {}))
     if getattr(config.hf_config, "is_original_qwen3_reranker", False):
         logger.info("load: the prompts that Qwen3-Reranker is trained with, since its files have no template for them")
         return ScoreTemplate(_QWEN3_TEMPLATE.read_text(encoding="utf-8"))

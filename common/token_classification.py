@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from vllm import PoolingParams
-from vllm.inputs import TextPrompt, TokensPrompt, tokens_input
+from vllm.inputs import TokensPrompt, tokens_input
 from vllm.renderers.params import TokenizeParams
 
 from common.engine import Engine
@@ -17,6 +17,7 @@ from common.errors import InvalidRequest, Unsupported
 from common.lora import Adapters
 from common.pb import backend_pb2 as pb
 from common.pooling import pool
+from common.tokens import MOST_CHARACTERS
 from common.vllm_errors import admit, translated
 
 OUTSIDE = "O"  # the label of tokens that belong to no entity
@@ -53,6 +54,8 @@ class TokenClassifier:
         text, threshold = request.text, request.threshold
         if not 0 <= threshold <= 1:
             raise InvalidRequest("threshold", f"{threshold:g} is not between 0 and 1")
+        if len(text) > MOST_CHARACTERS:
+            raise InvalidRequest("text", f"has {len(text)} characters; use at most {MOST_CHARACTERS}")
         if not text:
             return pb.TokenClassifyResponse()
         admit(self._llm)
@@ -68,11 +71,10 @@ class TokenClassifier:
         return await asyncio.to_thread(self._response, text, threshold, encoding, output.outputs.data)
 
     def _encode(self, text: str) -> Any:
-        """What the tokenizer makes of `text`; read as far as the model's context, and refused beyond."""
+        """What the tokenizer makes of `text`, which has to fit the model's context."""
         tokenizer = self._llm.renderer.get_tokenizer()
         if not getattr(tokenizer, "is_fast", False):
             raise Unsupported("TokenClassify needs a model with a fast tokenizer, which knows where its tokens are")
-        self._limits.apply_pre_tokenization(tokenizer, TextPrompt(prompt=text))
         encoding = tokenizer(
             text, return_offsets_mapping=True, return_special_tokens_mask=True, **self._limits.get_encode_kwargs()
         )

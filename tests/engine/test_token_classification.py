@@ -34,7 +34,7 @@ def pipeline() -> Any:
 
 
 async def test_entities(classifier: Model, pipeline: Any) -> None:
-    texts = [*TEXTS, *TEXT.splitlines(), TEXT[:200]]
+    texts = [*TEXTS, " " * 100_000 + "Jürgen in Köln", *TEXT.splitlines(), TEXT[:200]]
     responses = await asyncio.gather(
         *(classifier.classify_tokens(pb.TokenClassifyRequest(text=text)) for text in texts)
     )
@@ -69,8 +69,12 @@ async def test_thresholds(classifier: Model, threshold: float) -> None:
 async def test_the_context_is_the_limit(classifier: Model) -> None:
     fits = "a " * (CONTEXT - 2)
     assert (await classifier.classify_tokens(pb.TokenClassifyRequest(text=fits))) is not None
-    for text in (f"{fits}a", "Köln " * 1_000_000):
-        with pytest.raises(InvalidRequest, match=r"^text: .*128 tokens") as refusal:
+    for text, problem in (
+        (f"{fits}a", "128 tokens"),
+        ("Köln " * 10_000, "128 tokens"),
+        ("a" * 2_000_001, "characters"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"^text: .*{problem}") as refusal:
             await classifier.classify_tokens(pb.TokenClassifyRequest(text=text))
         assert "Köln" not in str(refusal.value)
     assert classifier.running_requests == 0

@@ -32,6 +32,8 @@ CHAT = "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.
         ({"query": "q"}, "documents: is empty"),
         ({"query": "q", "documents": ["a"], "top_n": -1}, "top_n: -1 is negative"),
         ({"query": "q", "documents": ["a"] * 4}, "documents: has 4; at most 3"),
+        ({"query": " " * 2_000_001, "documents": ["a"]}, "query: has 2000001 characters"),
+        ({"query": "q", "documents": ["a", " " * 2_000_001]}, r"documents\[1\]: has 2000001 characters"),
     ],
 )
 def test_refused(fields: dict[str, Any], problem: str) -> None:
@@ -148,6 +150,13 @@ def test_the_template_of_a_reranker() -> None:
     assert own.text == CHAT_TEMPLATE
     assert own.kwargs == {"add_generation_prompt": True}
     assert score_template(config, tokenizer(CHAT_TEMPLATE), CHAT).text == CHAT
+
+
+def test_a_prompt_that_vllm_does_not_add(changed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"prompts": {"web": "Search the web."}, "default_prompt_name": "web"}
+    (changed / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    score_template(loaded(changed), tokenizer(CHAT_TEMPLATE), None)
+    assert "default prompt 'web' is not used" in caplog.text
 
 
 def test_a_template_for_chats_is_none(caplog: pytest.LogCaptureFixture) -> None:
