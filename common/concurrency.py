@@ -1,7 +1,8 @@
-"""Work that must not be left half done when its caller goes away."""
+"""Work that must not be left half done when its caller goes away, or left running when it has failed."""
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -20,3 +21,16 @@ async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
         task.exception()  # looked at, so that nothing complains of it; the caller asked for no answer any more
         raise asyncio.CancelledError
     return task.result()
+
+
+@contextlib.asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group out of which the first failure comes by itself, as out of a plain call; it cancels the others."""
+    failure: BaseException | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as failures:
+        failure = failures.exceptions[0]
+    if failure is not None:
+        raise failure

@@ -187,7 +187,7 @@ class Engine:
 def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     """The engine's configuration, with the parsers that fit the model; reads its configuration and tokenizer."""
     config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
-    if (fitted := plan.fitted(config.model_config)) is not plan:
+    while (fitted := plan.fitted(config.model_config)) is not plan:
         plan, config = fitted, fitted.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
     if why := _why_no_parsers(config):
         logger.info("load: no parsers: %s", why)

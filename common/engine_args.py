@@ -29,6 +29,7 @@ from common.media_connector import CONNECTOR, NO_DOMAIN
 from common.messages import parse_json
 from common.options import flag_values, split_options
 from common.pb import backend_pb2 as pb
+from common.reranker_files import head_overrides, read_template
 from common.wording import closest, first_problem
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,10 @@ class LoadPlan:
     ignore_seed: bool = False
     """Whether requests are sampled without their seeds."""
     adapters: AdapterPlan = NO_ADAPTERS
+    reranking: bool = False
+    """Whether a model that could do more is loaded to rank documents."""
+    score_template: str | None = None
+    """The template of a cross-encoder's prompts; None: the model's own."""
     imposed: frozenset[str] = frozenset()
     """Engine arguments that the orchestrator switches on for every model, suitable or not."""
     limits: Limits = dataclasses.field(default_factory=Limits)
@@ -71,12 +76,19 @@ class LoadPlan:
         return self.engine_args.get("otlp_traces_endpoint") or None
 
     def fitted(self, config: ModelConfig) -> "LoadPlan":
-        """The plan without what is imposed on it and vLLM does not support for this kind of model."""
+        """The plan without what is imposed on it and vLLM does not support for this kind of model, and as it ranks.
+
+        Raises:
+            InvalidRequest: it is to rank documents, and it is not known how it does.
+
+        """
+        if self.reranking and (overrides := head_overrides(config, self.engine_args)):
+            return dataclasses.replace(self, engine_args=self.engine_args | {"hf_overrides": overrides})
         supported = {
             "enable_prefix_caching": config.is_prefix_caching_supported,
             "enable_chunked_prefill": config.is_chunked_prefill_supported,
         }
-        dropped = {name for name in self.imposed if not supported[name]}
+        dropped = {name for name in self.imposed & self.engine_args.keys() if not supported[name]}
         if not dropped:
             return self
         logger.info("load: without %s, which vLLM does not support for this model", ", ".join(sorted(dropped)))
@@ -145,6 +157,8 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
         reasoning_parser=reasoning_parser or None,
         ignore_seed=_switch("ignore_seed", own.get("ignore_seed", "false")),
         adapters=adapters,
+        reranking=options.Reranking,
+        score_template=_score_template(own.get("score_template"), options),
         imposed=imposed,
         limits=limits,
     )
@@ -157,6 +171,14 @@ def _check_structured_outputs(config: Any) -> None:
             "structured_outputs_config",
             f"backend {backend!r}: use xgrammar, which requests are checked against before they reach the engine",
         )
+
+
+def _score_template(name: str | None, options: pb.ModelOptions) -> str | None:
+    if not name:
+        return None
+    if not options.Reranking:
+        raise InvalidRequest("Options", f"score_template:{name} is for models that are loaded with Reranking")
+    return read_template(name, options.ModelPath)
 
 
 def _switch(name: str, value: str) -> bool:

@@ -54,8 +54,8 @@ class Model:
         self._generator = Generator(engine.llm, engine.parsers, self._adapters) if able("generate") else None
         self._scorer = Scorer(engine, self._adapters) if able("generate") else None
         self._embedder = Embedder(engine, self._adapters) if able("embed") else None
-        self._ranker = Ranker(engine) if able("rerank") else None
-        self._token_classifier = TokenClassifier(engine) if able("token_classify") else None
+        self._ranker = Ranker(engine, self._adapters, plan.score_template) if able("rerank") else None
+        self._token_classifier = TokenClassifier(engine, self._adapters) if able("token_classify") else None
         self._transcriber = Transcriber(engine) if able("transcription") else None
         self._statistics = EngineStatistics(engine)
 

@@ -12,6 +12,13 @@
     all-MiniLM-L6-v2, a small but real embedding model. Its weights come out of a Python package.
 `llava`, `qwen2_audio`, `qwen2_vl`
     Toys of random weights that take images, audio clips, and images and videos; gibberish, but of its own for each.
+`berts`
+    Four toy BERTs of random weights in folders of their own: `cross_encoder`, `bi_encoder`, `late_interaction` and
+    `token_classifier`.
+`judge`
+    A toy language model of random weights that ranks by the tokens "yes" and "no", as sentence-transformers saves one.
+`listwise`
+    A toy of random weights that ranks all documents of a request at once.
 
 `python -m tests.models NAME ...` makes what is missing and prints one folder a line; `ensure(NAME)` does it
 in Python. Importing this package or `tests.models.script` is cheap; torch and transformers are imported only
@@ -46,6 +53,9 @@ RECIPES: Mapping[str, Recipe] = {
     "llava": Recipe("tests.models.llava", 2),
     "qwen2_audio": Recipe("tests.models.qwen2_audio", 1),
     "qwen2_vl": Recipe("tests.models.qwen2_vl", 1),
+    "berts": Recipe("tests.models.berts", 1),
+    "judge": Recipe("tests.models.judge", 1),
+    "listwise": Recipe("tests.models.listwise", 1),
 }
 
 

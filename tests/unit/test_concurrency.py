@@ -1,10 +1,10 @@
-"""Work that a cancellation of its caller does not stop."""
+"""Work that a cancellation of its caller does not stop, and work that a failure does."""
 
 import asyncio
 
 import pytest
 
-from common.concurrency import to_its_end
+from common.concurrency import task_group, to_its_end
 
 
 async def test_the_result() -> None:
@@ -41,3 +41,45 @@ async def test_a_cancellation_comes_after_the_work(fails: bool) -> None:
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert ended
+
+
+async def test_a_group_fails_with_its_first_failure_and_stops_the_rest() -> None:
+    stopped = False
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise RuntimeError("bad")
+
+    async def wait() -> None:
+        nonlocal stopped
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped = True
+
+    async def both() -> None:
+        async with task_group() as group:
+            group.create_task(wait())
+            group.create_task(fail())
+
+    with pytest.raises(RuntimeError, match="bad"):
+        await both()
+    assert stopped
+
+
+async def test_a_group_gives_results() -> None:
+    async with task_group() as group:
+        task = group.create_task(asyncio.sleep(0, "done"))
+    assert task.result() == "done"
+
+
+async def test_a_cancelled_group_is_cancelled() -> None:
+    async def caller() -> None:
+        async with task_group() as group:
+            group.create_task(asyncio.sleep(60))
+
+    task = asyncio.create_task(caller())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

@@ -55,6 +55,15 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "vllm.renderers.base.BaseRenderer": ("render_chat_async", "render_cmpl_async"),
     "vllm.renderers.params.ChatParams": ("with_defaults",),
+    "vllm.renderers.params.TokenizeParams": ("apply_post_tokenization", "apply_pre_tokenization", "get_encode_kwargs"),
+    "vllm.entrypoints.pooling.scoring.io_processor.ScoringIOProcessor": (
+        "create_pooling_params",
+        "get_request_factory_online",
+        "post_process_online",
+    ),
+    "vllm.entrypoints.pooling.scoring.protocol.RerankRequest": ("build_tok_params",),
+    "vllm.PoolingParams": ("verify",),
+    "vllm.outputs.ScoringRequestOutput": ("from_base",),
     "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": (
         "build_chat_params",
         "resolve_reasoning_ended",
