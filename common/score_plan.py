@@ -76,13 +76,12 @@ class Scoring:
         by_rows = config.use_v2_model_runner and model.max_logprobs != 0
         rows = max(1, _MOST_LOGITS_BYTES // (_BYTES_PER_LOGIT * model.get_vocab_size()))
         replay: type[Replay] | None = RowReplay if by_rows else Replay
-        if cache.kv_sharing_fast_prefill:
-            # Prompt tokens skip layers. vLLM refuses prompt_logprobs of 1 and more then; at 0 its worker dies.
+        if obstacle := _obstacle(config):
             replay = None
             if not steps:
                 raise Unsupported(
-                    "Score can't be answered with kv_sharing_fast_prefill together with speculative decoding or"
-                    " logprobs_mode processed_logprobs; load the model without one of them"
+                    f"Score can't be answered with {obstacle} together with speculative decoding or logprobs_mode"
+                    " processed_logprobs; load the model without one of them"
                 )
         return cls(
             context=model.max_model_len,
@@ -144,6 +143,17 @@ class Scoring:
         return (self.requests is None or cost.requests <= self.requests) and (
             self.tokens is None or cost.tokens <= self.tokens
         )
+
+
+def _obstacle(config: VllmConfig) -> str:
+    """What the engine would answer replays wrongly with, or die of; "" where it does neither."""
+    if config.cache_config.kv_sharing_fast_prefill:
+        # Prompt tokens skip layers. vLLM refuses prompt_logprobs of 1 and more then; at 0 its worker dies.
+        return "kv_sharing_fast_prefill"
+    if config.lora_config is not None:
+        # An adapter of lm_head is applied by a table with a row for each sampled token, and none for prompt tokens.
+        return "LoRA adapters"
+    return ""
 
 
 class _Kin(NamedTuple):

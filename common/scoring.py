@@ -70,7 +70,11 @@ class Scorer:
                     raise InvalidRequest(f"candidates[{index}]", "has no token; give a text to score")
             plan = await asyncio.to_thread(self._scoring.plan, prompt, candidates)
             admit(self._llm, len(plan.probes))
-            read = await self._ask_all(plan.probes, adapter)
+            outputs = await self._ask_all(plan.probes, adapter)
+        # JSON, which the orchestrator makes of it, has no infinity.
+        read = [
+            [max(LOWEST, value) for value in probe.read(it)] for probe, it in zip(plan.probes, outputs, strict=True)
+        ]
         logprobs = [[read[probe][index] for probe, index in places] for places in plan.places]
         texts: Sequence[Sequence[str]] = [()] * len(candidates)
         if request.include_token_logprobs:
@@ -81,7 +85,7 @@ class Scorer:
         ]
         return pb.ScoreResponse(candidates=scores)
 
-    async def _ask_all(self, probes: Sequence[Probe], adapter: LoRARequest | None) -> list[list[float]]:
+    async def _ask_all(self, probes: Sequence[Probe], adapter: LoRARequest | None) -> list["RequestOutput"]:
         call = uuid.uuid4().hex
         try:
             async with asyncio.TaskGroup() as group:
@@ -94,7 +98,7 @@ class Scorer:
             raise errors.exceptions[0] from None
         return [task.result() for task in asked]
 
-    async def _ask(self, probe: Probe, request_id: str, adapter: LoRARequest | None) -> list[float]:
+    async def _ask(self, probe: Probe, request_id: str, adapter: LoRARequest | None) -> "RequestOutput":
         last: RequestOutput | None = None
         outputs = self._llm.generate(tokens_input(probe.token_ids), probe.params, request_id, lora_request=adapter)
         async with contextlib.aclosing(outputs):
@@ -105,8 +109,7 @@ class Scorer:
         if last.outputs[0].finish_reason == "error":
             msg = "the engine ended the request with an error; it is in the engine's log"
             raise RuntimeError(msg)
-        # JSON, which the orchestrator makes of it, has no infinity.
-        return [max(LOWEST, value) for value in probe.read(last)]
+        return last
 
     async def _read_beginning(self) -> Tokens:
         """What the tokenizer puts before a raw prompt, such as BOS. What it puts behind one ends a text: left out."""

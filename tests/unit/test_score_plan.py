@@ -32,6 +32,7 @@ def config(**changes: Any) -> Any:
         "max_num_batched_tokens": 2048,
         "use_v2_model_runner": False,
         "speculative_config": None,
+        "lora_config": None,
     }
     section = SimpleNamespace(**values | changes)
     return SimpleNamespace(
@@ -40,6 +41,7 @@ def config(**changes: Any) -> Any:
         scheduler_config=section,
         use_v2_model_runner=section.use_v2_model_runner,
         speculative_config=section.speculative_config,
+        lora_config=section.lora_config,
     )
 
 
@@ -153,6 +155,7 @@ def test_the_memory_of_a_replay_is_bounded() -> None:
         ({"use_v2_model_runner": True, "get_vocab_size": lambda: 10**6}, (RowReplay, None, True, 16)),
         ({"use_v2_model_runner": True, "max_logprobs": 0}, (Replay, None, True, 16)),
         ({"kv_sharing_fast_prefill": True}, (None, None, True, 16)),
+        ({"lora_config": object()}, (None, None, True, 16)),
         ({"speculative_config": object()}, (Replay, None, False, 16)),
         ({"logprobs_mode": "processed_logprobs"}, (Replay, None, False, 16)),
         ({"get_vocab_size": lambda: 10**5, "max_num_batched_tokens": 512}, (Replay, None, True, 16)),
@@ -170,6 +173,7 @@ def test_what_an_engine_can_be_asked(changes: Any, expected: Any) -> None:
         ({"logprobs_mode": "raw_logits"}, "logprobs_mode raw_logits"),
         ({"logprobs_mode": "processed_logits"}, "logprobs_mode processed_logits"),
         ({"kv_sharing_fast_prefill": True, "speculative_config": object()}, "kv_sharing_fast_prefill"),
+        ({"lora_config": object(), "speculative_config": object()}, "LoRA adapters"),
         ({"kv_sharing_fast_prefill": True, "logprobs_mode": "processed_logprobs"}, "kv_sharing_fast_prefill"),
     ],
 )

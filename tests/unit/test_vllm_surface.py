@@ -34,7 +34,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.config.VllmConfig": ("use_v2_model_runner",),
     "vllm.reasoning.ReasoningParser": ("reasoning_end_str", "reasoning_start_str"),
     "vllm.usage.usage_lib.UsageContext": ("ENGINE_CONTEXT",),
-    "vllm.config.ModelConfig": ("get_diff_sampling_param", "get_vocab_size", "max_logprobs"),
+    "vllm.config.ModelConfig": (
+        "get_diff_sampling_param",
+        "get_vocab_size",
+        "is_diffusion",
+        "logprobs_mode",
+        "max_logprobs",
+    ),
     "vllm.platforms.current_platform": ("is_cpu",),
     "vllm.renderers.online_renderer.OnlineRenderer": (
         "effective_chat_template_kwargs",
