@@ -1,5 +1,6 @@
 """Inside the engine's workers: the bytes of weights and KV cache, by the tensors that hold them."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,7 +16,12 @@ class MemoryReport:
     def backend_memory(self) -> dict[str, int]:
         """Bytes of this worker by what they are for. A KV cache is reserved whole, whatever of it is in use."""
         models = [self.model_runner.get_model(), self.model_runner.get_draft_model()]
-        weights = [tensor for model in models if model is not None for tensor in model.state_dict().values()]
+        weights = [
+            tensor
+            for model in models
+            if model is not None
+            for tensor in itertools.chain(model.parameters(), model.buffers())
+        ]
         return {"weights": _bytes(weights), "KV cache": _bytes(_flat(self.model_runner.kv_caches))}
 
 
