@@ -12,7 +12,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from common.errors import Unsupported
 from common.pb import backend_pb2 as pb
-from common.worker_memory import METHOD
+from common.worker_memory import EXTENSION, METHOD
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +91,10 @@ class EngineStatistics:
     async def measure_memory(self, llm: AsyncLLM) -> None:
         """Ask the workers, once: neither weights nor KV cache change their size while a model is loaded.
 
-        With data parallelism the first replica answers.
+        With data parallelism the first replica answers; workers that a user has extended otherwise can't.
         """
+        if llm.vllm_config.parallel_config.worker_extension_cls != EXTENSION:
+            return
         try:
             reports = await asyncio.wait_for(llm.collective_rpc(METHOD), _MEMORY_SECONDS)
         except Exception as error:  # noqa: BLE001  # whatever it is: a figure for people is no reason to fail a load

@@ -5,6 +5,7 @@ import pytest
 
 from common.errors import Unsupported
 from common.statistics import EngineStatistics, Throughput
+from common.worker_memory import EXTENSION
 
 
 class Clock:
@@ -62,8 +63,9 @@ def test_without_statistics_it_says_why() -> None:
 class Workers:
     """An engine whose workers report, or don't."""
 
-    def __init__(self, *reports: dict[str, int], error: Exception | None = None) -> None:
+    def __init__(self, *reports: dict[str, int], error: Exception | None = None, extension: str = EXTENSION) -> None:
         self._reports, self._error = reports, error
+        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(worker_extension_cls=extension))
 
     async def collective_rpc(self, method: str) -> Any:
         assert method == "backend_memory"
@@ -83,4 +85,10 @@ async def test_memory_of_all_workers() -> None:
 async def test_workers_that_can_not_tell(error: Exception) -> None:
     statistics = EngineStatistics(None)
     await statistics.measure_memory(Workers(error=error))
+    assert statistics.memory() == {}
+
+
+async def test_workers_that_a_user_has_extended_are_not_asked() -> None:
+    statistics = EngineStatistics(None)
+    await statistics.measure_memory(Workers({"weights": 5}, extension="theirs.Extension"))
     assert statistics.memory() == {}
