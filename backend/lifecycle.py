@@ -104,6 +104,10 @@ class Lifecycle:
         """Whether there is an engine that needs a shutdown."""
         return self._model is not None
 
+    def engine_memory(self) -> dict[str, int]:
+        """Bytes by what the engine holds them for; empty without one."""
+        return {} if self._model is None else self._model.memory()
+
     def model_for(self, identity: str) -> "Model":
         """The loaded model, for a request that names `identity` (empty: any).
 

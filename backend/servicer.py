@@ -117,9 +117,13 @@ class BackendServicer(pb_grpc.BackendServicer):
         return await self._lifecycle.model_for("").metadata(request)
 
     async def Status(self, _request: pb.HealthMessage, _context: Context) -> pb.StatusResponse:
-        """State, and resident bytes by process; while a load runs, also its stage with the seconds since its begin."""
+        """State, and resident bytes by process, in all and with what the engine holds of them.
+
+        While a load runs, also its stage with the seconds since its begin.
+        """
         breakdown = await asyncio.to_thread(memory_by_process)
         memory = pb.MemoryUsageData(total=sum(breakdown.values()), breakdown=breakdown)
+        memory.breakdown.update(self._lifecycle.engine_memory())
         clock = self._lifecycle.load_clock
         if clock is not None and clock.stage is not None:
             memory.breakdown[f"loading, {clock.stage} (seconds)"] = int(clock.seconds)

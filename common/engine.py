@@ -25,6 +25,7 @@ from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import InvalidRequest, LoadFailed
 from common.parsers import ParserChoice, choose_parsers
 from common.processes import adopt_orphans, engine_processes, give_memory_back, kill
+from common.statistics import EngineStatistics, Throughput
 from common.wording import first_problem
 
 logger = logging.getLogger(__name__)
@@ -49,10 +50,12 @@ class Engine:
         llm: vLLM's own handle; alive until `stop`.
         parsers: what its answers are parsed with, proved against its tokenizer.
         abilities: what the model does; known once the engine runs.
+        statistics: what it counts of itself; outlives the engine.
 
     """
 
     abilities: Abilities
+    statistics: EngineStatistics
 
     def __init__(
         self, llm: AsyncLLM, parsers: ParserChoice, processes: list[psutil.Process], log: EngineLog, *, traced: bool
@@ -120,6 +123,8 @@ class Engine:
         def enter(stage: str) -> None:
             loop.call_soon_threadsafe(clock.enter, stage)
 
+        throughput = None if plan.engine_args.get("disable_log_stats") else Throughput()
+
         def build() -> tuple[AsyncLLM, ParserChoice]:
             config, parsers = configure(plan)
             _compile_nothing(config.model_config.enforce_eager)
@@ -130,7 +135,8 @@ class Engine:
                     config,
                     usage_context=UsageContext.ENGINE_CONTEXT,
                     enable_log_requests=bool(plan.engine_args.get("enable_log_requests")),
-                    disable_log_stats=bool(plan.engine_args.get("disable_log_stats")),
+                    disable_log_stats=throughput is None,
+                    stat_loggers=None if throughput is None else [throughput.logger],
                 )
             return llm, parsers
 
@@ -152,6 +158,8 @@ class Engine:
         try:
             # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
             tasks = await llm.get_supported_tasks()
+            engine.statistics = EngineStatistics(throughput)
+            await engine.statistics.measure_memory(llm)
         except BaseException:
             await to_its_end(engine.stop(timeout=0))
             raise

@@ -21,6 +21,7 @@ from vllm import AsyncEngineArgs, envs
 from vllm.config import ModelConfig
 from vllm.platforms import current_platform
 
+from common import worker_memory
 from common.admission import Limits
 from common.cpu_defaults import cpu_defaults
 from common.errors import InvalidRequest
@@ -105,7 +106,8 @@ class LoadPlan:
             InvalidRequest: vLLM refused a value.
 
         """
-        args = self.engine_args | {"reasoning_parser": reasoning_parser or ""}
+        args = {"worker_extension_cls": worker_memory.EXTENSION} | self.engine_args
+        args["reasoning_parser"] = reasoning_parser or ""
         if current_platform.is_cpu():
             # Not part of the plan: the memory that is free differs from call to call.
             args = cpu_defaults(args) | args

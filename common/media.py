@@ -15,6 +15,7 @@ from common.pb import backend_pb2 as pb
 
 MODALITIES = {"Images": "image", "Videos": "video", "Audios": "audio"}
 # The orchestrator's own, which its default template for media writes.
+MARKER = "<__media__>"
 _MARKER = re.compile(r"(<__media__>|\[vid-\d{1,9}\])")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _PATH_MAX = 4096
@@ -204,7 +205,7 @@ def _parts(text: str, unplaced: list[Item]) -> Iterator[dict[str, Any]]:
 
 
 def _marked(piece: str, items: Iterable[Item]) -> Item | None:
-    if piece == "<__media__>":
+    if piece == MARKER:
         sounds_first = sorted(items, key=lambda item: item.modality)
         return next((item for item in sounds_first if item.modality != "video"), None)
     if _MARKER.fullmatch(piece):

@@ -25,7 +25,6 @@ from common.ranking import Ranker
 from common.request import GenerationRequest, generation_request, is_heavy
 from common.scoring import Scorer
 from common.speech import Transcriber
-from common.statistics import EngineStatistics
 from common.token_classification import TokenClassifier
 from common.vllm_errors import ENGINE_STOPPING
 from common.vllm_log import leave_answers_out
@@ -57,7 +56,7 @@ class Model:
         self._ranker = Ranker(engine, self._adapters, plan.score_template) if able("rerank") else None
         self._token_classifier = TokenClassifier(engine, self._adapters) if able("token_classify") else None
         self._transcriber = Transcriber(engine) if able("transcription") else None
-        self._statistics = EngineStatistics(engine)
+        self._statistics = engine.statistics
 
     @classmethod
     async def load(cls, plan: LoadPlan, clock: StageClock) -> "Model":
@@ -175,7 +174,6 @@ class Model:
         # They hold vLLM's objects, which are to be collected when the engine stops.
         self._generator = self._scorer = self._embedder = self._ranker = None
         self._token_classifier = self._transcriber = None
-        del self._statistics
         await self._engine.stop(timeout)
         self._adapters.close()
 

@@ -1,8 +1,35 @@
-"""Score: log-probabilities of candidate continuations of a prompt."""
+"""Score: log-probabilities of candidate continuations of a prompt.
+
+Prompt and candidates are tokenised apart and their ids put behind each other, so that no token spans the boundary.
+"""
+
+import asyncio
+import contextlib
+import functools
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
+from vllm.renderers.params import TokenizeParams
+from vllm.tokenizers.detokenizer_utils import convert_prompt_ids_to_tokens, detokenize_incrementally
 
 from common.engine import Engine
+from common.errors import EngineGone, InvalidRequest
+from common.logprobs import LOWEST
 from common.lora import Adapters
 from common.pb import backend_pb2 as pb
+from common.probes import Probe, Tokens
+from common.score_plan import Scoring
+from common.tokens import MOST_CHARACTERS
+from common.vllm_errors import ENGINE_STOPPING, admit, translated
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+
+# What a tokenizer puts around it shows what it puts around any text.
+_SAMPLE = "a"
 
 
 class Scorer:
@@ -11,7 +38,139 @@ class Scorer:
     def __init__(self, engine: Engine, adapters: Adapters) -> None:
         self._llm = engine.llm
         self._adapters = adapters
+        self._beginning: Tokens | None = None
+
+    @functools.cached_property
+    def _scoring(self) -> Scoring:
+        return Scoring.of(self._llm.vllm_config)
 
     async def score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
-        """The scores of all candidates, in the order of the request."""
-        raise NotImplementedError
+        """The scores of all candidates, in the order of the request, by the model's default adapter.
+
+        All requests to the engine run at once; cancelling aborts them.
+
+        Raises:
+            InvalidRequest: nothing to score, or it doesn't fit the context, or is more than is ever admitted.
+            Overloaded: more than is admitted now.
+            Unsupported: the way the model is loaded leaves no log-probabilities.
+
+        """
+        _check_sizes(request, self._scoring.requests)
+        with translated("prompt"):
+            admit(self._llm)
+            adapter = self._adapters.pick("")
+            if self._beginning is None:
+                self._beginning = await self._read_beginning()
+            prompt, *candidates = await self._token_ids(request.prompt, *request.candidates)
+            prompt = _joined(self._beginning, prompt)
+            if not prompt:
+                raise InvalidRequest("prompt", "has no token; give a text to continue")
+            for index, candidate in enumerate(candidates):
+                if not candidate:
+                    raise InvalidRequest(f"candidates[{index}]", "has no token; give a text to score")
+            plan = await asyncio.to_thread(self._scoring.plan, prompt, candidates)
+            admit(self._llm, len(plan.probes))
+            outputs = await self._ask_all(plan.probes, adapter)
+        # JSON, which the orchestrator makes of it, has no infinity.
+        read = [
+            [max(LOWEST, value) for value in probe.read(it)] for probe, it in zip(plan.probes, outputs, strict=True)
+        ]
+        logprobs = [[read[probe][index] for probe, index in places] for places in plan.places]
+        texts: Sequence[Sequence[str]] = [()] * len(candidates)
+        if request.include_token_logprobs:
+            texts = await asyncio.to_thread(token_texts, self._llm.renderer.get_tokenizer(), prompt, candidates)
+        scores = [
+            candidate_score(values, pieces, normalize=request.length_normalize)
+            for values, pieces in zip(logprobs, texts, strict=True)
+        ]
+        return pb.ScoreResponse(candidates=scores)
+
+    async def _ask_all(self, probes: Sequence[Probe], adapter: LoRARequest | None) -> list["RequestOutput"]:
+        call = uuid.uuid4().hex
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = [
+                    group.create_task(self._ask(probe, f"score-{call}-{index}", adapter))
+                    for index, probe in enumerate(probes)
+                ]
+        except BaseExceptionGroup as errors:
+            # The first; the others are of requests that ended with it.
+            raise errors.exceptions[0] from None
+        return [task.result() for task in asked]
+
+    async def _ask(self, probe: Probe, request_id: str, adapter: LoRARequest | None) -> "RequestOutput":
+        last: RequestOutput | None = None
+        outputs = self._llm.generate(tokens_input(probe.token_ids), probe.params, request_id, lora_request=adapter)
+        async with contextlib.aclosing(outputs):
+            async for output in outputs:
+                last = output
+        if last is None or last.outputs[0].finish_reason == "abort":
+            raise EngineGone(ENGINE_STOPPING)
+        if last.outputs[0].finish_reason == "error":
+            msg = "the engine ended the request with an error; it is in the engine's log"
+            raise RuntimeError(msg)
+        return last
+
+    async def _read_beginning(self) -> Tokens:
+        """What the tokenizer puts before a raw prompt, such as BOS. What it puts behind one ends a text: left out."""
+        (bare,) = await self._token_ids(_SAMPLE)
+        (whole,) = await self._token_ids(_SAMPLE, special=True)
+        starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
+        return whole[: next(starts, 0)]
+
+    async def _token_ids(self, *texts: str, special: bool = False) -> list[Tokens]:
+        """Of each text by itself; special tokens are read as such, and none is added but for `special`."""
+        params = TokenizeParams(max_total_tokens=None, add_special_tokens=special)
+        prompts: list[Any] = [{"prompt": text} for text in texts]
+        return [
+            tuple(prompt["prompt_token_ids"])
+            for prompt in await self._llm.renderer.tokenize_prompts_async(prompts, params)
+        ]
+
+
+def candidate_score(logprobs: Sequence[float], texts: Sequence[str], *, normalize: bool) -> pb.CandidateScore:
+    """One candidate on the wire; `texts` are those of its tokens, or none where they are not asked for."""
+    total = sum(logprobs)
+    return pb.CandidateScore(
+        log_prob=total,
+        length_normalized_log_prob=total / len(logprobs) if normalize else 0.0,
+        num_tokens=len(logprobs),
+        tokens=[
+            pb.TokenLogProb(token=text, log_prob=value) for text, value in zip(texts, logprobs, strict=bool(texts))
+        ],
+    )
+
+
+def token_texts(tokenizer: Any, prompt: Tokens, candidates: Sequence[Tokens]) -> list[list[str]]:
+    """The text that each token adds, in whole characters: "" for one that a later token of the candidate completes."""
+    start = convert_prompt_ids_to_tokens(tokenizer, list(prompt))
+    pieces = []
+    for candidate in candidates:
+        (tokens, prefix, read), texts = start, []
+        for token in candidate:
+            new, text, prefix, read = detokenize_incrementally(
+                tokenizer, [token], tokens, prefix, read, spaces_between_special_tokens=False
+            )
+            tokens, prefix, read = (tokens + new)[prefix:], 0, read - prefix
+            texts.append(text)
+        pieces.append(texts)
+    return pieces
+
+
+def _joined(beginning: Tokens, prompt: Tokens) -> Tokens:
+    """`beginning` before `prompt`, unless a template has written it there already."""
+    return prompt if prompt[: len(beginning)] == beginning else beginning + prompt
+
+
+def _check_sizes(request: pb.ScoreRequest, most: int | None) -> None:
+    if not request.candidates:
+        raise InvalidRequest("candidates", "is empty; give at least one")
+    if most is not None and len(request.candidates) > most:
+        raise InvalidRequest(
+            "candidates",
+            f"has {len(request.candidates)}; no more than {most} requests are admitted at a time"
+            " (--max-waiting-requests)",
+        )
+    length = len(request.prompt) + sum(map(len, request.candidates))
+    if length > MOST_CHARACTERS:
+        raise InvalidRequest("prompt, candidates", f"have {length} characters together; use at most {MOST_CHARACTERS}")

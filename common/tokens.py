@@ -31,14 +31,7 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> list[int]:
     renderer = llm.renderer
     with translated(request.prompt_field), named(request.media):
         if request.is_chat:
-            chat: Any = request.openai
-            defaults = {
-                "tools": [tool.model_dump() for tool in chat.tools] if chat.tools else None,
-                "tokenize": is_mistral_tokenizer(renderer.tokenizer),
-            }
-            params = chat.build_chat_params(None, "auto").with_defaults(defaults)
-            limits = TokenizeParams(max_total_tokens=None, add_special_tokens=False)
-            _, (prompt,) = await renderer.render_chat_async([chat.messages], params, limits, skip_mm_cache=True)
+            prompt = await rendered_chat(renderer, request.openai)
         else:
             lower_case = (llm.model_config.encoder_config or {}).get("do_lower_case", False)
             limits = TokenizeParams(max_total_tokens=None, add_special_tokens=True, do_lower_case=lower_case)
@@ -47,6 +40,18 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> list[int]:
                 text = await raw_prompt(request.openai.prompt, request.media, renderer)
             (prompt,) = await renderer.render_cmpl_async([text], limits, skip_mm_cache=True)
     return list(prompt["prompt_token_ids"])
+
+
+async def rendered_chat(renderer: Any, chat: Any) -> Any:
+    """The prompt of a `ChatCompletionRequest` of any length, as vLLM's inputs are: a dict with `prompt_token_ids`."""
+    defaults = {
+        "tools": [tool.model_dump() for tool in chat.tools] if chat.tools else None,
+        "tokenize": is_mistral_tokenizer(renderer.tokenizer),
+    }
+    params = chat.build_chat_params(None, "auto").with_defaults(defaults)
+    limits = TokenizeParams(max_total_tokens=None, add_special_tokens=False)
+    _, (prompt,) = await renderer.render_chat_async([chat.messages], params, limits, skip_mm_cache=True)
+    return prompt
 
 
 async def detokenize(llm: AsyncLLM, token_ids: Sequence[int]) -> str:

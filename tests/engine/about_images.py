@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from common.media import MARKER
+from common.model import Model
+from common.pb import backend_pb2 as pb
 from tests.clips import picture
 from tests.engine.conftest import Engines
 from tests.engine.test_differential import Request, chat, compare
@@ -38,7 +41,14 @@ REQUESTS = {
 }
 
 
+async def llava(engines: Engines) -> Model:
+    return await engines.get(Model=str(ensure("llava")), EngineArgs='{"limit_mm_per_prompt": {"image": 2}}')
+
+
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_as_vllm_answers(engines: Engines, name: str) -> None:
-    model = await engines.get(Model=str(ensure("llava")), EngineArgs='{"limit_mm_per_prompt": {"image": 2}}')
-    await compare(model, REQUESTS[name])
+    await compare(await llava(engines), REQUESTS[name])
+
+
+async def test_its_marker_is_told(engines: Engines) -> None:
+    assert (await (await llava(engines)).metadata(pb.ModelOptions())).media_marker == MARKER

@@ -98,6 +98,7 @@ class FakeLifecycle:
         self.health_error: Exception | None = None
         self.explanation: Exception | None = None
         self.asked: list[Any] = []
+        self.memory: dict[str, int] = {}
         self.listeners: list[Callable[[State], None]] = []
 
     async def explained(self, error: Exception) -> Exception:
@@ -117,6 +118,9 @@ class FakeLifecycle:
         self.asked.append(options)
         if self.error is not None:
             raise self.error
+
+    def engine_memory(self) -> dict[str, int]:
+        return self.memory
 
     def on_state(self, listener: Callable[[State], None]) -> None:
         self.listeners.append(listener)
@@ -427,6 +431,13 @@ async def test_the_stage_of_a_load_is_in_the_status(backend: Any, lifecycle: Fak
     memory = (await backend.Status(NOTHING)).memory
     assert memory.breakdown["loading, loading weights (seconds)"] == 0
     assert memory.total == sum(size for name, size in memory.breakdown.items() if "seconds" not in name)
+
+
+async def test_what_the_engine_holds_is_in_the_status_and_counts_once(backend: Any, lifecycle: FakeLifecycle) -> None:
+    lifecycle.memory = {"weights": 10**15, "KV cache": 10**15}
+    memory = (await backend.Status(NOTHING)).memory
+    assert memory.breakdown["weights"] == memory.breakdown["KV cache"] == 10**15
+    assert memory.total == sum(size for name, size in memory.breakdown.items() if name not in lifecycle.memory)
 
 
 # Counting, and the trace that a caller brings along.

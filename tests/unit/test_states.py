@@ -61,6 +61,9 @@ class Straw:
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         return pb.DetokenizeResponse(content="a")
 
+    def memory(self) -> dict[str, int]:
+        return {"weights": 5}
+
     async def metrics(self) -> pb.MetricsResponse:
         return pb.MetricsResponse()
 

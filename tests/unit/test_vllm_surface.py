@@ -20,6 +20,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.AsyncEngineArgs": ("add_cli_args", "create_engine_config", "enable_log_requests", "disable_log_stats"),
     "vllm.v1.engine.async_llm.AsyncLLM": (
         "check_admission",
+        "collective_rpc",
         "errored",
         "from_vllm_config",
         "generate",
@@ -28,12 +29,18 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "get_tokenizer",
         "shutdown",
     ),
+    "vllm.v1.metrics.stats.IterationStats": ("num_prompt_tokens",),
+    "vllm.v1.worker.gpu_worker.Worker": ("get_draft_model", "get_model"),
+    "vllm.config.VllmConfig": ("use_v2_model_runner",),
+    "vllm.reasoning.ReasoningParser": ("reasoning_end_str", "reasoning_start_str"),
     "vllm.usage.usage_lib.UsageContext": ("ENGINE_CONTEXT",),
     "vllm.config.ModelConfig": (
         "embedding_size",
         "get_diff_sampling_param",
         "get_vocab_size",
+        "is_diffusion",
         "is_matryoshka",
+        "logprobs_mode",
         "max_logprobs",
     ),
     "vllm.PoolingParams": ("verify",),
@@ -53,7 +60,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "render_chat",
         "render_completion",
     ),
-    "vllm.renderers.base.BaseRenderer": ("render_chat_async", "render_cmpl_async"),
+    "vllm.renderers.base.BaseRenderer": ("render_chat_async", "render_cmpl_async", "tokenize_prompts_async"),
     "vllm.renderers.params.ChatParams": ("with_defaults",),
     "vllm.renderers.params.TokenizeParams": ("apply_post_tokenization", "apply_pre_tokenization", "get_encode_kwargs"),
     "vllm.entrypoints.pooling.scoring.io_processor.ScoringIOProcessor": (
@@ -62,7 +69,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "post_process_online",
     ),
     "vllm.entrypoints.pooling.scoring.protocol.RerankRequest": ("build_tok_params",),
-    "vllm.PoolingParams": ("verify",),
     "vllm.outputs.ScoringRequestOutput": ("from_base",),
     "vllm.entrypoints.openai.chat_completion.protocol.ChatCompletionRequest": (
         "build_chat_params",
@@ -87,7 +93,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "vllm.multimodal.media.base.MediaIO": ("get_max_bytes", "load_base64", "load_bytes", "load_file"),
     "vllm.multimodal.video.VideoLoader": ("compute_frames_index_to_sample", "read_frames"),
-    "vllm.multimodal.processing.BaseProcessingInfo": ("data_parser", "get_hf_processor", "validate_num_items"),
+    "vllm.multimodal.processing.BaseProcessingInfo": (
+        "allowed_mm_limits",
+        "data_parser",
+        "get_hf_processor",
+        "validate_num_items",
+    ),
     "vllm.multimodal.processing.BaseDummyInputsBuilder": ("get_dummy_text",),
     "vllm.envs": ("VLLM_MAX_IMAGE_PIXELS", "VLLM_MEDIA_CONNECTOR"),
 }
@@ -96,6 +107,8 @@ INSTANCE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.v1.engine.async_llm.AsyncLLM": ("model_config", "renderer"),
     "vllm.renderers.base.BaseRenderer": ("_async_tokenizer_decode", "mm_processor", "model_config", "tokenizer"),
     "vllm.renderers.online_renderer.OnlineRenderer": ("parser",),
+    "vllm.v1.metrics.stats.IterationStats": ("num_generation_tokens",),
+    "vllm.v1.worker.gpu_model_runner.GPUModelRunner": ("kv_caches",),
     "vllm.multimodal.media.MediaConnector": ("allowed_local_media_path", "allowed_media_domains"),
     "vllm.multimodal.media.VideoMediaIO": ("video_loader",),
     "vllm.multimodal.processing.BaseMultiModalProcessor": ("data_parser", "dummy_inputs", "info"),
@@ -118,6 +131,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "usage_context",
         "enable_log_requests",
         "disable_log_stats",
+        "stat_loggers",
     ),
     "vllm.v1.engine.async_llm.AsyncLLM.shutdown": ("timeout",),
     "vllm.v1.engine.async_llm.AsyncLLM.check_admission": ("n",),
@@ -193,7 +207,23 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 
 # Fields of what vLLM gives back, and of the requests that we make.
 FIELDS: dict[str, tuple[str, ...]] = {
-    "vllm.outputs.RequestOutput": ("outputs", "prompt_token_ids", "metrics"),
+    "vllm.outputs.RequestOutput": (
+        "outputs",
+        "prompt_logprobs",
+        "prompt_token_id_logprobs",
+        "prompt_token_ids",
+        "metrics",
+    ),
+    "vllm.SamplingParams": (
+        "allowed_token_ids",
+        "flat_logprobs",
+        "prompt_logprob_start",
+        "prompt_logprob_token_ids",
+        "prompt_logprobs",
+        "skip_reading_prefix_cache",
+    ),
+    "vllm.config.CacheConfig": ("block_size", "enable_prefix_caching", "kv_sharing_fast_prefill"),
+    "vllm.config.SchedulerConfig": ("max_num_batched_tokens", "max_num_queued_reqs", "max_num_queued_tokens"),
     "vllm.PoolingParams": ("dimensions", "task", "use_activation"),
     "vllm.config.PoolerConfig": ("enable_chunked_processing", "max_embed_len", "task"),
     "vllm.entrypoints.pooling.embed.protocol.EmbeddingCompletionRequest": (
