@@ -43,6 +43,7 @@ RECIPES: Mapping[str, Recipe] = {
     "llava": Recipe("tests.models.llava", 2),
     "qwen2_audio": Recipe("tests.models.qwen2_audio", 1),
     "qwen2_vl": Recipe("tests.models.qwen2_vl", 1),
+    "whisper": Recipe("tests.models.whisper", 1),
 }
 
 
