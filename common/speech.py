@@ -135,12 +135,21 @@ class _Run:
             prompts = await transcriber.in_thread(prompter.prompts, task, [clip.samples for clip in heard])
         inputs = await transcriber.llm.renderer.render_cmpl_async(prompts)
         if task.previous and prompter.has_timestamps:
-            # Whisper was trained with as many at most.
-            most = transcriber.llm.model_config.max_model_len // 2 - 1
-            ids = inputs[0]["decoder_prompt"]["prompt_token_ids"]
-            if (length := ids.index(prompter.start_token) - 1) > most:
-                raise InvalidRequest("prompt", f"has {length} tokens; {most} are allowed")
+            self._mend_previous(inputs)
         return inputs, task
+
+    def _mend_previous(self, inputs: Sequence[Any]) -> None:
+        """Take away the start token that vLLM puts in front of the previous text, where Whisper expects none."""
+        # Whisper was trained with as many tokens of it at most.
+        most = self._transcriber.llm.model_config.max_model_len // 2 - 1
+        start = self._transcriber.prompter.start_token
+        for engine_input in inputs:
+            decoder = engine_input["decoder_prompt"]
+            ids = decoder["prompt_token_ids"]
+            if ids[0] == start and start in ids[1:]:
+                ids = decoder["prompt_token_ids"] = ids[1:]
+            if (length := ids.index(start) - 1) > most:
+                raise InvalidRequest("prompt", f"has {length} tokens; {most} are allowed")
 
     async def _language_of(self, clip: Clip) -> str:
         transcriber, prompter = self._transcriber, self._transcriber.prompter

@@ -1,10 +1,11 @@
 """The audio file that a request names -> clips as long as the model can hear at a time. Blocks."""
 
-import logging
+import contextlib
+import io
 import os
 import stat
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,18 +13,17 @@ from vllm import envs
 from vllm.config import SpeechToTextConfig
 from vllm.multimodal.audio import AudioResampler, split_audio
 from vllm.multimodal.media import AudioMediaIO
+from vllm.multimodal.media.audio import load_audio_pyav
 
 from common.errors import InvalidRequest
 from common.media_connector import refusals
 
+# Samples, and their rate.
+Loaded = tuple[npt.NDArray[Any], float]
+
 FIELD = "dst"
 SECOND = 1_000_000_000  # in the unit of all times here
 _SHOWN = 256  # characters of a path in an error
-
-# It falls back to other decoders, and says so with every file.
-logging.getLogger("vllm.multimodal.media.audio").addFilter(
-    lambda record: not str(record.msg).startswith("torchcodec unavailable")
-)
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,19 @@ def clips(path: str, config: SpeechToTextConfig) -> list[Clip]:
         Unsupported: vLLM's extra `audio` is not installed.
 
     """
-    samples = _decoded(_read(path), config.sample_rate)
+    rate = int(config.sample_rate)
+    samples = _decoded(_read(path), rate)
     pieces = [samples]
-    if config.allow_audio_chunking and len(samples) > config.max_audio_clip_s * config.sample_rate:
+    if config.allow_audio_chunking and len(samples) > config.max_audio_clip_s * rate:
         pieces = split_audio(
             samples,
-            sample_rate=int(config.sample_rate),
+            sample_rate=rate,
             max_clip_duration_s=config.max_audio_clip_s,
             overlap_duration_s=config.overlap_chunk_second,
             min_energy_window_size=config.min_energy_split_window_size,
         )
     ends = np.cumsum([len(piece) for piece in pieces])
-    times = [0, *(int(end) * SECOND // int(config.sample_rate) for end in ends)]
+    times = [0, *(int(end) * SECOND // rate for end in ends)]
     return [Clip(*parts) for parts in zip(pieces, times, times[1:], strict=False)]
 
 
@@ -99,11 +100,9 @@ def _check_kind(status: os.stat_result) -> None:
         raise InvalidRequest(FIELD, "is the path of no regular file")
 
 
-def _decoded(data: bytes, rate: float) -> npt.NDArray[np.float32]:
-    """The sound of a file as audio clips of Predict are decoded and resampled."""
+def _decoded(data: bytes, rate: int) -> npt.NDArray[np.float32]:
     with refusals(FIELD):
-        decoded: tuple[npt.NDArray[Any], float] = AudioMediaIO().load_bytes(data)
-        samples, own_rate = decoded
+        samples, own_rate = _loaded(data, rate)
         if not np.isfinite(samples).all():
             raise InvalidRequest(FIELD, "has samples that are no numbers")
         if own_rate != rate:
@@ -111,3 +110,22 @@ def _decoded(data: bytes, rate: float) -> npt.NDArray[np.float32]:
         if not len(samples):
             raise InvalidRequest(FIELD, "holds no sound")
         return np.asarray(samples, np.float32)
+
+
+def _loaded(data: bytes, rate: int) -> Loaded:
+    """One channel, and its rate; by libsndfile or, what that doesn't know, by FFmpeg."""
+    import av
+    import soundfile
+
+    with contextlib.suppress(soundfile.LibsndfileError):
+        return cast("Loaded", AudioMediaIO(audio_backend="soundfile").load_bytes(data))
+    with av.open(io.BytesIO(data)) as container:
+        rates = {stream.rate for stream in container.streams.audio}
+    # Only where it resamples does vLLM make one channel of floats of what a codec gives.
+    loaded = load_audio_pyav(
+        io.BytesIO(data),
+        sr=2 * rate if rate in rates else rate,
+        max_duration_s=envs.VLLM_MAX_AUDIO_DECODE_DURATION_S,
+        max_decode_bytes=envs.VLLM_MAX_AUDIO_DECODE_BYTES,
+    )
+    return cast("Loaded", loaded)

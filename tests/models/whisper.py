@@ -25,7 +25,7 @@ TASKS = ("translate", "transcribe")
 
 @dataclass(frozen=True)
 class Lesson:
-    """A clip and what is in it: phrases, each with its start and end in seconds."""
+    """A clip and what is in it: phrases, each with its start and end in seconds, which are learned, not measured."""
 
     name: str
     language: str
@@ -54,7 +54,8 @@ LESSONS = (
     Lesson("birds", "en", ((0.36, " Seven birds sat 🐦 on a wire.", 2.0), (2.0, " One flew away.", 3.1))),
     Lesson("silence", "en", ()),
 )
-SECONDS = 4.0  # of each clip, silence at its end included
+SECONDS = 5.0  # of each clip
+LEAD = 1.0  # of silence at its begin; the rest of it is at the end
 # What is spoken, where it isn't the transcript.
 SPOKEN = {"birds": "Seven birds sat on a wire. One flew away.", "silence": ""}
 
@@ -141,7 +142,8 @@ def _speak(into: Path) -> None:
             sound = np.zeros(round(SECONDS * RATE), np.float32)
             if text:
                 spoken = say(text, lesson.language)
-                sound[: len(spoken)] = spoken
+                begin = round(LEAD * RATE)
+                sound[begin : begin + len(spoken)] = spoken
             soundfile.write(file, sound, RATE, subtype="PCM_16")
 
 
