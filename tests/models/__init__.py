@@ -10,6 +10,8 @@
     Two LoRA adapters for `scripted`, trained to change one of its answers.
 `llava`, `qwen2_audio`, `qwen2_vl`
     Toys of random weights that take images, audio clips, and images and videos; gibberish, but of its own for each.
+`whisper`
+    A toy Whisper, trained to transcribe a few clips of espeak-ng to the letter, with timestamps.
 
 `python -m tests.models NAME ...` makes what is missing and prints one folder a line; `ensure(NAME)` does it
 in Python. Importing this package or `tests.models.script` is cheap; torch and transformers are imported only
@@ -50,7 +52,7 @@ RECIPES: Mapping[str, Recipe] = {
 def ensure(name: str) -> Path:
     """The folder of the model `name` (a key of `RECIPES`), made first if it is not there.
 
-    Making takes 10 to 30 seconds on two cores and shows its progress on stderr. Another process that wants
+    Making takes 10 to 40 seconds on two cores and shows its progress on stderr. Another process that wants
     the same model meanwhile waits. Raises `MakeError`.
     """
     recipe = RECIPES[name]
