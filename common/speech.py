@@ -37,8 +37,7 @@ class Transcriber:
 
     def __init__(self, engine: Engine) -> None:
         self.llm = engine.llm
-        self.tokenizer = self.llm.get_tokenizer()
-        self.prompter = Prompter(self.llm.model_config, self.tokenizer)
+        self.prompter = Prompter(self.llm)
         self.model_class: Any = self.prompter.model_class
         self.default_sampling: dict[str, Any] = self.llm.model_config.get_diff_sampling_param()
         self._threads = ThreadPoolExecutor(envs.VLLM_MAX_AUDIO_PREPROCESS_WORKERS, thread_name_prefix="speech")
@@ -91,6 +90,7 @@ class _Run:
         self._id = f"transcribe-{uuid.uuid4().hex}"
         self._language = ""
         self._seconds = 0.0
+        self._separator = " "
         self._text = Text()
         self._segments: list[Segment] = []
 
@@ -107,24 +107,25 @@ class _Run:
         """The text as it comes. Closing the iterator makes the engine drop the requests."""
         with translated(FIELD):
             admit(self._transcriber.llm)
-            task = self._transcriber.prompter.task(self._request)
-            heard = await self._transcriber.in_thread(self._listen, task)
+            task, heard = await self._transcriber.in_thread(self._listen)
             admit(self._transcriber.llm, len(heard))
             inputs, task = await self._inputs(task, heard)
             self._seconds = heard[-1].end / SECOND
             self._language = task.language or ""
             written = TRANSLATED_INTO if task.translate else task.language
-            self._text = Text(asr_inter_chunk_separator(written, self._transcriber.model_class.no_space_languages))
+            self._separator = asr_inter_chunk_separator(written, self._transcriber.model_class.no_space_languages)
+            self._text = Text(self._separator)
             async with self._in_flight(inputs, task) as answers:
                 for clip, answer in zip(heard, answers, strict=True):
                     async with contextlib.aclosing(self._deltas_of(clip, answer, task)) as deltas:
                         async for delta in deltas:
                             yield delta
 
-    def _listen(self, task: Task) -> list[Clip]:
+    def _listen(self) -> tuple[Task, list[Clip]]:
         prompter = self._transcriber.prompter
+        task = prompter.task(self._request)
         prompter.check(task)
-        return clips(self._request.dst, prompter.speech_config(task))
+        return task, clips(self._request.dst, prompter.speech_config(task))
 
     async def _inputs(self, task: Task, heard: Sequence[Clip]) -> tuple[list[Any], Task]:
         """The engine input of each clip; and the task, with its language where that was detected."""
@@ -134,7 +135,7 @@ class _Run:
         with translated("language"):
             prompts = await transcriber.in_thread(prompter.prompts, task, [clip.samples for clip in heard])
         inputs = await transcriber.llm.renderer.render_cmpl_async(prompts)
-        if task.previous and prompter.has_timestamps:
+        if task.previous and task.timed:
             self._mend_previous(inputs)
         return inputs, task
 
@@ -159,7 +160,7 @@ class _Run:
         async with contextlib.aclosing(self._outputs(engine_input, params, "language")) as outputs:
             async for output in outputs:
                 tokens += output.token_ids
-        return str(transcriber.model_class.parse_language_detection_output(tokens, transcriber.tokenizer))
+        return str(transcriber.model_class.parse_language_detection_output(tokens, transcriber.prompter.tokenizer))
 
     def _sampling(self, task: Task) -> SamplingParams:
         llm, defaults = self._transcriber.llm, self._transcriber.default_sampling
@@ -196,15 +197,15 @@ class _Run:
                 piece = self._without_speakers(model_class.post_process_output(output.text), task)
             if delta := self._text.add(piece):
                 yield delta
-        prompter = self._transcriber.prompter
-        if prompter.has_timestamps:
+        if task.timed:
+            prompter = self._transcriber.prompter
             self._segments += timed_segments(
                 tokens,
                 first_timestamp=prompter.first_timestamp,
-                eos=self._transcriber.tokenizer.eos_token_id,
+                eos=prompter.tokenizer.eos_token_id,
                 start=clip.start,
                 end=clip.end,
-                decode=self._transcriber.tokenizer.decode,
+                decode=prompter.tokenizer.decode,
             )
 
     def _without_speakers(self, text: str, task: Task) -> str:
@@ -214,7 +215,7 @@ class _Run:
             return text
         segments = diarized_segments(model_class.parse_diarized_transcript(text))
         self._segments += segments
-        return " ".join(segment.text for segment in segments) or text
+        return self._separator.join(segment.text for segment in segments) or text
 
     async def _outputs(
         self, engine_input: Any, params: SamplingParams, suffix: str

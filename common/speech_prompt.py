@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from vllm.config import ModelConfig, SpeechToTextConfig
+from vllm.config import SpeechToTextConfig
 from vllm.config.speech_to_text import SpeechToTextParams
 from vllm.model_executor.model_loader import get_model_cls
 from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.errors import InvalidRequest
 from common.pb import backend_pb2 as pb
@@ -39,6 +40,7 @@ class Task:
         previous: text before the audio; "" for none.
         temperature: of the sampling; 0 is greedy.
         diarize: whether speakers are told apart, where the model can.
+        timed: whether the model writes when each phrase begins and ends.
 
     """
 
@@ -47,6 +49,7 @@ class Task:
     previous: str = ""
     temperature: float = 0
     diarize: bool = False
+    timed: bool = False
 
     @property
     def name(self) -> str:
@@ -55,14 +58,14 @@ class Task:
 
 
 class Prompter:
-    """Writes the prompts of one model."""
+    """Writes the prompts of one model. Its methods may read files of the model on first use, and so block."""
 
-    def __init__(self, model_config: ModelConfig, tokenizer: Any) -> None:
-        self._config = model_config
-        self._tokenizer = tokenizer
+    def __init__(self, llm: AsyncLLM) -> None:
+        self._llm = llm
+        self._config = llm.model_config
         # vLLM's models write their prompts with tokenizers that are for one thread at a time.
         self._lock = threading.Lock()
-        self.model_class: Any = get_model_cls(model_config)
+        self.model_class: Any = get_model_cls(self._config)
 
     def task(self, request: pb.TranscriptRequest) -> Task:
         """What `request` asks for, as far as can be checked without a prompt.
@@ -93,6 +96,7 @@ class Prompter:
             previous=request.prompt.strip(),
             temperature=round(request.temperature, 6),
             diarize=request.diarize,
+            timed=self.has_timestamps,
         )
 
     def check(self, task: Task) -> None:
@@ -109,7 +113,7 @@ class Prompter:
         bare = dataclasses.replace(task, previous="", language=task.language or TRANSLATED_INTO)
         if not self._heeds(bare, previous="Names:"):
             raise InvalidRequest("prompt", "the loaded model takes no text before the audio; leave it unset")
-        if self.has_timestamps and _CONTROL.search(task.previous):
+        if task.timed and _CONTROL.search(task.previous):
             raise InvalidRequest("prompt", "has words of the form <|...|>, which are control tokens to this model")
 
     def prompts(self, task: Task, clips: Sequence[npt.NDArray[np.float32]]) -> list[Any]:
@@ -133,6 +137,11 @@ class Prompter:
         return self.model_class.get_speech_to_text_config(self._config, task.name)
 
     @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return self._llm.get_tokenizer()
+
+    @functools.cached_property
     def multilingual(self) -> bool:
         """Whether there is more than English to it; the English-only models of Whisper have prompts of their own."""
         return bool(self._config.try_get_generation_config().get("is_multilingual", True))
@@ -145,8 +154,8 @@ class Prompter:
     @functools.cached_property
     def language_tokens(self) -> list[int]:
         """The ids of the languages that it can detect."""
-        unknown = (None, self._tokenizer.unk_token_id)
-        ids = self.model_class.get_language_token_ids(self._tokenizer)
+        unknown = (None, self.tokenizer.unk_token_id)
+        ids = self.model_class.get_language_token_ids(self.tokenizer)
         return [token for token in ids if token not in unknown]
 
     @functools.cached_property
@@ -158,7 +167,7 @@ class Prompter:
         if self.model_class.supports_explicit_language_detection:
             # vLLM lists those that OpenAI's server promises; the model has tokens for more.
             codes |= set(self.model_class.get_other_languages())
-            vocabulary = self._tokenizer.get_vocab()
+            vocabulary = self.tokenizer.get_vocab()
             codes = {code for code in codes if f"<|{code}|>" in vocabulary}
         return frozenset(codes)
 
@@ -171,12 +180,12 @@ class Prompter:
     @property
     def first_timestamp(self) -> int:
         """The id of the first timestamp, where it has them; the later ones follow."""
-        return int(self._tokenizer.convert_tokens_to_ids(FIRST_TIMESTAMP))
+        return int(self.tokenizer.convert_tokens_to_ids(FIRST_TIMESTAMP))
 
     @property
     def start_token(self) -> int:
         """The id after which Whisper's answer is prepared; what stands before it is previous text."""
-        return int(self._tokenizer.convert_tokens_to_ids(_START))
+        return int(self.tokenizer.convert_tokens_to_ids(_START))
 
     def _heeds(self, task: Task, **change: Any) -> bool:
         """Whether a change of the task changes the prompt."""

@@ -23,7 +23,8 @@ def prompter(name: str, monkeypatch: pytest.MonkeyPatch, processor: Any = None) 
     if processor is not None:
         monkeypatch.setattr(module, "cached_processor_from_config", lambda _config: processor)
     config: Any = SimpleNamespace(is_encoder_decoder=False, max_model_len=100, try_get_generation_config=dict)
-    return Prompter(config, tokenizer=None)
+    llm: Any = SimpleNamespace(model_config=config)
+    return Prompter(llm)
 
 
 @pytest.fixture
