@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import GenerationConfig
 
 from common.errors import InvalidRequest
 from common.pb import backend_pb2 as pb
@@ -15,15 +16,15 @@ from common.transcript import Segment, diarized_segments
 SOUND = np.zeros(16_000, np.float32)
 
 
-def prompter(name: str, monkeypatch: pytest.MonkeyPatch, processor: Any = None) -> Prompter:
+def prompter(name: str, monkeypatch: pytest.MonkeyPatch, processor: Any = None, **config: Any) -> Prompter:
     """For a class whose prompts are text, so that it needs no tokenizer."""
     module_name, _, class_name = name.partition(":")
     module = importlib.import_module(f"vllm.model_executor.models.{module_name}")
     monkeypatch.setattr("common.speech_prompt.get_model_cls", lambda _config: getattr(module, class_name))
     if processor is not None:
         monkeypatch.setattr(module, "cached_processor_from_config", lambda _config: processor)
-    config: Any = SimpleNamespace(is_encoder_decoder=False, max_model_len=100, try_get_generation_config=dict)
-    llm: Any = SimpleNamespace(model_config=config)
+    usual = {"is_encoder_decoder": False, "max_model_len": 100, "try_get_generation_config": dict}
+    llm: Any = SimpleNamespace(model_config=SimpleNamespace(**usual | config))
     return Prompter(llm)
 
 
@@ -58,6 +59,26 @@ def moss(monkeypatch: pytest.MonkeyPatch) -> Prompter:
 )
 def test_whisper(text: str, previous: str, multilingual: bool, expected: str) -> None:
     assert whisper_prompt(text, previous, multilingual=multilingual) == expected
+
+
+def test_whisper_of_english_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    hearing = SimpleNamespace(chunk_length=30, sampling_rate=16_000)
+    english = prompter(
+        "whisper:WhisperForConditionalGeneration",
+        monkeypatch,
+        SimpleNamespace(feature_extractor=hearing),
+        is_encoder_decoder=True,
+        try_get_generation_config=GenerationConfig(is_multilingual=False).to_diff_dict,
+    )
+    task = english.task(pb.TranscriptRequest(prompt="Oslo"))
+    english.check(task)
+    assert (task.language, task.timed, english.detects) == ("en", True, False)
+    (prompt,) = english.prompts(task, [SOUND])
+    assert prompt["decoder_prompt"]["prompt"] == "<|startofprev|> Oslo<|startoftranscript|><|0.00|>"
+    with pytest.raises(InvalidRequest, match=r"^language: 'de' is no language of this model; it has en$"):
+        english.task(pb.TranscriptRequest(language="de"))
+    with pytest.raises(InvalidRequest, match=r"^translate: the loaded model only transcribes"):
+        english.check(english.task(pb.TranscriptRequest(translate=True)))
 
 
 def test_a_model_that_chats(gemma: Prompter) -> None:
