@@ -61,7 +61,7 @@ class Connector(MediaConnector):  # type: ignore[misc]  # vLLM is untyped to us
     def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
         """The decoded item."""
         where, _, url = url.partition(" ")
-        with _refusals(where):
+        with refusals(where):
             if isinstance(media_io, ImageMediaIO):
                 media_io = _LimitedImages(where, media_io)
             if isinstance(media_io, VideoMediaIO):
@@ -184,7 +184,8 @@ def _pixel_limit() -> int:
 
 
 @contextlib.contextmanager
-def _refusals(where: str) -> Iterator[None]:
+def refusals(where: str) -> Iterator[None]:
+    """Raise InvalidRequest for what a decoder says of the field `where`, Unsupported where there is no decoder."""
     try:
         yield
     except (BackendError, MemoryError):

@@ -19,6 +19,8 @@
     A toy language model of random weights that ranks by the tokens "yes" and "no", as sentence-transformers saves one.
 `listwise`
     A toy of random weights that ranks all documents of a request at once.
+`whisper`
+    A toy Whisper, trained to transcribe a few clips of espeak-ng to the letter, with timestamps.
 
 `python -m tests.models NAME ...` makes what is missing and prints one folder a line; `ensure(NAME)` does it
 in Python. Importing this package or `tests.models.script` is cheap; torch and transformers are imported only
@@ -56,13 +58,14 @@ RECIPES: Mapping[str, Recipe] = {
     "berts": Recipe("tests.models.berts", 1),
     "judge": Recipe("tests.models.judge", 1),
     "listwise": Recipe("tests.models.listwise", 1),
+    "whisper": Recipe("tests.models.whisper", 1),
 }
 
 
 def ensure(name: str) -> Path:
     """The folder of the model `name` (a key of `RECIPES`), made first if it is not there.
 
-    Making takes 10 to 30 seconds on two cores and shows its progress on stderr. Another process that wants
+    Making takes 10 to 40 seconds on two cores and shows its progress on stderr. Another process that wants
     the same model meanwhile waits. Raises `MakeError`.
     """
     recipe = RECIPES[name]
