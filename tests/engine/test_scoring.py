@@ -232,11 +232,11 @@ async def test_others_keep_their_alternatives_meanwhile(model: Model, monkeypatc
 
 
 async def test_the_default_adapter_is_scored(engines: Engines) -> None:
-    from tests.models.training import _loaded
+    from tests.models.training import loaded
 
     folder = ensure("adapters") / "lyon"
     model = await engines.get("reasoning_parser:none", LoraAdapter=str(folder))
-    _, adapted = _loaded(ensure("scripted"), folder)
+    _, adapted = loaded(ensure("scripted"), folder)
     prompt, candidate = prompts()[0], "The capital of France is Lyon."
     with torch.no_grad():
         logits = adapted(torch.tensor([ids(prompt) + ids(candidate)])).logits[0, len(ids(prompt)) - 1 : -1]
