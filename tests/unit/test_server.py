@@ -30,17 +30,32 @@ from common.pb import backend_pb2_grpc as pb_grpc
 
 WORD = "correct-horse"  # what clients must know where one is set
 NOTHING = pb.HealthMessage()
-SERVED = {
-    "Health",
-    "LoadModel",
-    "Free",
-    "Predict",
-    "PredictStream",
-    "TokenizeString",
-    "Detokenize",
-    "Status",
-}
 METHODS = pb.DESCRIPTOR.services_by_name["Backend"].methods
+UNSERVED = "AudioTranscriptionLive"
+SERVED = {method.name for method in METHODS} - {UNSERVED}
+# What the model does for an RPC, its request, and its reply.
+ROOMS: dict[str, tuple[str, Any, Any]] = {
+    "Embedding": ("embed", pb.PredictOptions(Embeddings="a", ModelIdentity="m"), pb.EmbeddingResult(dim=1)),
+    "Rerank": ("rerank", pb.RerankRequest(query="a", ModelIdentity="m"), pb.RerankResult(usage=pb.Usage())),
+    "Score": ("score", pb.ScoreRequest(prompt="a", ModelIdentity="m"), pb.ScoreResponse()),
+    "TokenClassify": (
+        "classify_tokens",
+        pb.TokenClassifyRequest(text="a", ModelIdentity="m"),
+        pb.TokenClassifyResponse(entities=[pb.TokenClassifyEntity(text="a")]),
+    ),
+    "AudioTranscription": (
+        "transcribe",
+        pb.TranscriptRequest(dst="a", ModelIdentity="m"),
+        pb.TranscriptResult(text="a"),
+    ),
+    "AudioTranscriptionStream": (
+        "transcribe_stream",
+        pb.TranscriptRequest(dst="a", ModelIdentity="m"),
+        pb.TranscriptStreamResponse(delta="a"),
+    ),
+    "GetMetrics": ("metrics", pb.MetricsRequest(), pb.MetricsResponse(tokens_generated=1)),
+    "ModelMetadata": ("metadata", pb.ModelOptions(), pb.ModelMetadataResponse(supports_thinking=True)),
+}
 
 
 class FakeModel:
@@ -85,6 +100,19 @@ class FakeModel:
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         self._check(request)
         return pb.DetokenizeResponse(content="text")
+
+    async def transcribe_stream(self, request: pb.TranscriptRequest) -> AsyncIterator[pb.TranscriptStreamResponse]:
+        self._check(request)
+        yield ROOMS["AudioTranscriptionStream"][2]
+
+    def __getattr__(self, name: str) -> Any:
+        reply = next(reply for room, _, reply in ROOMS.values() if room == name)
+
+        async def answer(*requests: Any) -> Any:
+            self._check(*requests or (None,))
+            return reply
+
+        return answer
 
 
 class FakeLifecycle:
@@ -383,12 +411,28 @@ async def test_a_bug_in_a_load_is_a_status(backend: Any, lifecycle: FakeLifecycl
         assert code is grpc.StatusCode.INTERNAL
 
 
-@pytest.mark.parametrize("name", sorted({method.name for method in METHODS} - SERVED))
-async def test_what_is_not_served_says_so(channel: grpc.aio.Channel, lifecycle: FakeLifecycle, name: str) -> None:
+@pytest.mark.parametrize("name", ROOMS)
+async def test_each_rpc_reaches_its_room(backend: Any, lifecycle: FakeLifecycle, name: str) -> None:
+    _, request, reply = ROOMS[name]
+    started = getattr(backend, name)(request, timeout=10)
+    assert await (read(started) if name.endswith("Stream") else started) == (
+        [reply] if name.endswith("Stream") else reply
+    )
+    assert lifecycle.asked == [getattr(request, "ModelIdentity", "")]
+    assert lifecycle.model.requests == [None if name == "GetMetrics" else request]
+
+
+@pytest.mark.parametrize("name", ROOMS)
+async def test_a_model_that_cannot_do_it(channel: grpc.aio.Channel, lifecycle: FakeLifecycle, name: str) -> None:
+    lifecycle.model.error = errors.Unsupported("needs another model")
+    assert await status(call(channel, name)) == (grpc.StatusCode.UNIMPLEMENTED, "needs another model")
+
+
+async def test_what_is_not_served_says_so(channel: grpc.aio.Channel, lifecycle: FakeLifecycle) -> None:
     lifecycle.error = errors.ModelNotLoaded()  # with or without a model
-    code, details = await status(call(channel, name))
+    code, details = await status(call(channel, UNSERVED))
     assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert details.startswith(f"{name} ")
+    assert details.startswith(f"{UNSERVED} ")
 
 
 async def test_a_method_that_does_not_exist(channel: grpc.aio.Channel) -> None:
