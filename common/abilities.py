@@ -44,7 +44,8 @@ class Abilities:
         generation = frozenset(tasks) & {"generate", "transcription", "realtime"}
         if generation:
             return cls(generation, None, ranks=False)
-        return cls(generation, model_config.get_pooling_task(tasks), enable_scoring_api(tasks, model_config))
+        ranks = enable_scoring_api(tasks, model_config) and not model_config.skip_tokenizer_init
+        return cls(generation, model_config.get_pooling_task(tasks), ranks)
 
     def can(self, ability: str) -> bool:
         """Whether the model has an ability: a task of vLLM's, or "rerank"; "embed" is one vector or one per token."""

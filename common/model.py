@@ -70,7 +70,8 @@ class Model:
         engine = await Engine.start(plan, clock)
         try:
             clock.enter("preparing parsers and templates")
-            model = cls(engine, plan)
+            # vLLM imports the model's class where it ranks, and looks for files of it: seconds.
+            model = await to_its_end(asyncio.to_thread(cls, engine, plan))
             await asyncio.to_thread(model.warm_up)
             if plan.adapters.adapters:
                 clock.enter("loading LoRA adapters")

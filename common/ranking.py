@@ -21,20 +21,28 @@ from vllm.tasks import SCORE_TYPE_MAP
 
 from common.concurrency import task_group
 from common.engine import Engine
-from common.errors import InvalidRequest
+from common.errors import InvalidRequest, LoadFailed
 from common.lora import Adapters
 from common.pb import backend_pb2 as pb
 from common.pooling import pool
 from common.reranker_files import ScoreTemplate, score_template
 from common.tokens import MOST_CHARACTERS
 from common.vllm_errors import admit, translated
+from common.wording import first_problem
 
 
 class Ranker:
     """Ranks documents with the loaded model.
 
     A cross-encoder reads the query with each document. Other models embed the query once and each document by itself,
-    and compare: vectors by their cosine, one vector per token by MaxSim. `template` is a file given by the user.
+    and compare: vectors by their cosine, one vector per token by MaxSim.
+
+    Making one takes seconds: vLLM imports the model's class. `template` is the user's own.
+
+    Raises:
+        InvalidRequest: a template for a model that has no use for one.
+        LoadFailed: vLLM can't rank with the model's tokenizer.
+
     """
 
     def __init__(self, engine: Engine, adapters: Adapters, template: str | None) -> None:
@@ -51,11 +59,14 @@ class Ranker:
         else:
             raise InvalidRequest("Options", f"score_template: a {kind} reads query and documents apart, without one")
         self._template_kwargs = found.kwargs
-        self._processor = ScoringIOProcessors[kind](
-            vllm_config=engine.llm.vllm_config,
-            renderer=engine.llm.renderer,
-            chat_template_config=ChatTemplateConfig(chat_template=found.text),
-        )
+        try:
+            self._processor = ScoringIOProcessors[kind](
+                vllm_config=engine.llm.vllm_config,
+                renderer=engine.llm.renderer,
+                chat_template_config=ChatTemplateConfig(chat_template=found.text),
+            )
+        except ValueError as error:
+            raise LoadFailed(first_problem(error)) from error
 
     async def rank(self, request: pb.RerankRequest) -> pb.RerankResult:
         """The best documents, the most relevant first; those of equal relevance in the order of the request.

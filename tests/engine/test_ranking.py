@@ -107,7 +107,7 @@ async def test_scores(engines: Engines, kind: str) -> None:
     result = await model.rerank(pb.RerankRequest(query=QUERY, documents=DOCUMENTS))
 
     found = {each.index: each.relevance_score for each in result.results}
-    assert [found[index] for index in range(len(DOCUMENTS))] == pytest.approx(expected, abs=1e-4, rel=1e-4)
+    assert [found[index] for index in range(len(DOCUMENTS))] == pytest.approx(expected, abs=1e-3)
     assert [each.text for each in result.results] == [DOCUMENTS[each.index] for each in result.results]
     order = [(-each.relevance_score, each.index) for each in result.results]
     assert order == sorted(order)
@@ -177,8 +177,8 @@ async def running(model: Model, requests: int) -> None:
 
 
 async def leaves_nothing_running(model: Model) -> None:
-    request = pb.RerankRequest(query=QUERY, documents=[f"{index} {TEXT[:100]}" for index in range(MANY)])
-    for requests in (0, 1, MANY // 2):  # while documents are tokenized, come, and are in the engine all at once
+    request = pb.RerankRequest(query=QUERY, documents=[f"{index} {TEXT[:30]}" for index in range(MANY)])
+    for requests in (0, 1, MANY // 4):  # while documents are tokenized, come, and are in the engine all at once
         task = asyncio.create_task(model.rerank(request))
         await asyncio.sleep(0.01)
         await running(model, requests)
@@ -191,7 +191,7 @@ async def leaves_nothing_running(model: Model) -> None:
     usual, limits.max_num_queued_reqs = limits.max_num_queued_reqs, MANY + 1
     try:
         first = asyncio.create_task(model.rerank(request))
-        await running(model, MANY // 2)
+        await running(model, MANY // 4)
         with pytest.raises(Overloaded):
             await model.rerank(request)
         assert len((await first).results) == MANY
@@ -206,7 +206,7 @@ async def one_failure_is_all(model: Model, request: pb.RerankRequest) -> None:
         nonlocal calls
         calls += 1
         if calls == MANY // 2:
-            await running(model, MANY // 2)
+            await running(model, MANY // 4)
             raise RuntimeError("the engine choked on this one")
         return await pool(*args, **kwargs)
 

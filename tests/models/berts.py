@@ -86,7 +86,7 @@ def _add_projection(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     config = json.loads((folder / "config.json").read_text())
-    config |= {"architectures": ["HF_ColBERT"], "dim": DIMENSION}
+    config["architectures"] = ["HF_ColBERT"]  # without "dim", with which vLLM can't load it
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     weights = {f"bert.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     generator = torch.Generator().manual_seed(toy.SEED)

@@ -11,7 +11,7 @@ from tests.models import MakeError, toy
 
 DOCUMENT, QUERY = "<|embed_token|>", "<|rerank_token|>"
 IDS = {DOCUMENT: 151670, QUERY: 151671}
-DIMENSION = 16  # of the vectors that are compared
+DIMENSION = 512  # of the vectors that are compared; vLLM expects no other
 
 
 def make(into: Path) -> None:
