@@ -21,7 +21,7 @@ from common.logprobs import LOWEST
 from common.lora import Adapters
 from common.pb import backend_pb2 as pb
 from common.probes import Probe, Tokens
-from common.score_plan import Scoring
+from common.score_plan import Plan, Scoring
 from common.tokens import MOST_CHARACTERS
 from common.vllm_errors import ENGINE_STOPPING, admit, translated
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # What a tokenizer puts around it shows what it puts around any text.
 _SAMPLE = "a"
+# Tokens of the prompt that the texts of a candidate's first tokens can hang on; more than vLLM looks at.
+_CONTEXT = 32
 
 
 class Scorer:
@@ -71,19 +73,11 @@ class Scorer:
             plan = await asyncio.to_thread(self._scoring.plan, prompt, candidates)
             admit(self._llm, len(plan.probes))
             outputs = await self._ask_all(plan.probes, adapter)
-        # JSON, which the orchestrator makes of it, has no infinity.
-        read = [
-            [max(LOWEST, value) for value in probe.read(it)] for probe, it in zip(plan.probes, outputs, strict=True)
-        ]
-        logprobs = [[read[probe][index] for probe, index in places] for places in plan.places]
-        texts: Sequence[Sequence[str]] = [()] * len(candidates)
-        if request.include_token_logprobs:
-            texts = await asyncio.to_thread(token_texts, self._llm.renderer.get_tokenizer(), prompt, candidates)
-        scores = [
-            candidate_score(values, pieces, normalize=request.length_normalize)
-            for values, pieces in zip(logprobs, texts, strict=True)
-        ]
-        return pb.ScoreResponse(candidates=scores)
+        # In a thread: there may be a million tokens.
+        tokenizer = self._llm.renderer.get_tokenizer() if request.include_token_logprobs else None
+        return await asyncio.to_thread(
+            _response, prompt, candidates, plan, outputs, tokenizer, normalize=request.length_normalize
+        )
 
     async def _ask_all(self, probes: Sequence[Probe], adapter: LoRARequest | None) -> list["RequestOutput"]:
         call = uuid.uuid4().hex
@@ -141,20 +135,37 @@ def candidate_score(logprobs: Sequence[float], texts: Sequence[str], *, normaliz
     )
 
 
-def token_texts(tokenizer: Any, prompt: Tokens, candidates: Sequence[Tokens]) -> list[list[str]]:
+def token_texts(tokenizer: Any, prompt: Tokens, candidate: Tokens) -> list[str]:
     """The text that each token adds, in whole characters: "" for one that a later token of the candidate completes."""
-    start = convert_prompt_ids_to_tokens(tokenizer, list(prompt))
-    pieces = []
-    for candidate in candidates:
-        (tokens, prefix, read), texts = start, []
-        for token in candidate:
-            new, text, prefix, read = detokenize_incrementally(
-                tokenizer, [token], tokens, prefix, read, spaces_between_special_tokens=False
-            )
-            tokens, prefix, read = (tokens + new)[prefix:], 0, read - prefix
-            texts.append(text)
-        pieces.append(texts)
-    return pieces
+    tokens, prefix, read = convert_prompt_ids_to_tokens(tokenizer, list(prompt[-_CONTEXT:]))
+    texts = []
+    for token in candidate:
+        new, text, prefix, read = detokenize_incrementally(
+            tokenizer, [token], tokens, prefix, read, spaces_between_special_tokens=False
+        )
+        tokens, prefix, read = (tokens + new)[prefix:], 0, read - prefix
+        texts.append(text)
+    return texts
+
+
+def _response(
+    prompt: Tokens,
+    candidates: Sequence[Tokens],
+    plan: Plan,
+    outputs: Sequence["RequestOutput"],
+    tokenizer: Any,
+    *,
+    normalize: bool,
+) -> pb.ScoreResponse:
+    """What the engine answered, on the wire; `tokenizer` is None where no tokens are asked for."""
+    # JSON, which the orchestrator makes of it, has no infinity.
+    read = [[max(LOWEST, value) for value in probe.read(it)] for probe, it in zip(plan.probes, outputs, strict=True)]
+    texts = {it: [] if tokenizer is None else token_texts(tokenizer, prompt, it) for it in dict.fromkeys(candidates)}
+    scores = [
+        candidate_score([read[probe][index] for probe, index in places], texts[candidate], normalize=normalize)
+        for candidate, places in zip(candidates, plan.places, strict=True)
+    ]
+    return pb.ScoreResponse(candidates=scores)
 
 
 def _joined(beginning: Tokens, prompt: Tokens) -> Tokens:

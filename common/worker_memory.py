@@ -16,13 +16,20 @@ class MemoryReport:
     def backend_memory(self) -> dict[str, int]:
         """Bytes of this worker by what they are for. A KV cache is reserved whole, whatever of it is in use."""
         models = [self.model_runner.get_model(), self.model_runner.get_draft_model()]
-        weights = [
-            tensor
-            for model in models
-            if model is not None
-            for tensor in itertools.chain(model.parameters(), model.buffers())
-        ]
-        return {"weights": _bytes(weights), "KV cache": _bytes(_flat(self.model_runner.kv_caches))}
+        weights = sum(_bytes_of_model(model) for model in models if model is not None)
+        return {"weights": weights, "KV cache": _bytes(_flat(self.model_runner.kv_caches))}
+
+
+def _bytes_of_model(model: Any) -> int:
+    packed = 0
+    for layer in model.modules():
+        weight = dict(layer.named_parameters(recurse=False)).get("weight")
+        if weight is not None and weight.numel() == 0 and hasattr(layer, "output_size"):
+            # A kernel for CPUs has taken the weights into memory of its own, and left an empty tensor.
+            rows = getattr(layer, "output_size_per_partition", layer.output_size)
+            columns = getattr(layer, "input_size_per_partition", layer.input_size)
+            packed += rows * columns * weight.element_size()
+    return packed + _bytes(itertools.chain(model.parameters(), model.buffers()))
 
 
 def _bytes(tensors: Iterable[Any]) -> int:

@@ -79,6 +79,13 @@ async def test_reasoning_apart(thinking_model: Model, line: Line) -> None:
     assert "<tool_call>" not in streamed.message
 
 
+async def test_the_markers_of_a_reasoning_parser_are_told(thinking_model: Model) -> None:
+    found = await thinking_model.metadata(pb.ModelOptions())
+    assert found.supports_thinking
+    assert (found.tool_format.reasoning_start, found.tool_format.reasoning_end) == ("<think>", "</think>")
+    assert found.tool_format.per_call_start == "<tool_call>\n"
+
+
 async def test_all_lines_at_once(model: Model) -> None:
     answers = await asyncio.gather(*(stream(model, options(line)) for line in SPOKEN * 3))
     for line, (answer, chunks) in zip(SPOKEN * 3, answers, strict=True):

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.engine_log import StageClock
 from common.errors import InvalidRequest, LoadFailed
@@ -76,6 +77,18 @@ async def test_the_only_adapter_is_the_default(engines: Engines) -> None:
     model = await engines.get("reasoning_parser:none", LoraAdapter=str(adapter("lyon")))
     assert (await predict(model, options(QUESTION)))[0].message == ANSWERS["lyon"]
     assert (await predict(model, options(QUESTION, Metadata={"lora": "none"})))[0].message == QUESTION.content
+
+
+async def test_scores_are_those_of_the_default(engines: Engines) -> None:
+    model = await engines.get("reasoning_parser:none", LoraAdapter=str(adapter("lyon")))
+    prompt, candidate = training.prompt_of(ensure("scripted"), QUESTION.messages), ANSWERS["lyon"]
+    tokenizer, adapted = training._loaded(ensure("scripted"), adapter("lyon"))
+    before, after = tokenizer.encode(prompt), tokenizer.encode(candidate)
+    with torch.no_grad():
+        logits = adapted(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
+    wanted = torch.log_softmax(logits, dim=-1)[range(len(after)), after]
+    (score,) = (await model.score(pb.ScoreRequest(prompt=prompt, candidates=[candidate]))).candidates
+    assert math.isclose(score.log_prob, float(wanted.sum()), abs_tol=1e-3)
 
 
 async def test_an_adapter_of_another_model_fails_the_load(engines: Engines, tmp_path: Path) -> None:

@@ -66,10 +66,3 @@ async def test_memory_is_that_of_weights_and_cache(model: Model) -> None:
     cache = model._engine.llm.vllm_config.cache_config
     # Keys and values, 3 layers of 2 heads of 64, float32.
     assert found["KV cache"] == pytest.approx(cache.num_gpu_blocks * cache.block_size * 2 * 3 * 2 * 64 * 4, rel=0.01)
-
-
-async def test_a_reasoning_parser_tells_its_markers(thinking_model: Model) -> None:
-    found = await thinking_model.metadata(OTHER)
-    assert found.supports_thinking
-    assert (found.tool_format.reasoning_start, found.tool_format.reasoning_end) == ("<think>", "</think>")
-    assert found.tool_format.per_call_start == "<tool_call>\n"

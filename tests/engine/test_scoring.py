@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ TOLERANCE = 1e-3
 LABELS = ["yes<|im_end|>", "no<|im_end|>", "maybe", "not today", "not", "東京<|im_end|>", "😀", "not"]
 
 
-@lru_cache
+@cache
 def reference() -> tuple[Any, Any]:
     folder = ensure("scripted")
     return AutoTokenizer.from_pretrained(folder), LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -42,6 +42,7 @@ def ids(text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
+@cache
 def expected(prompt: str, candidate: str) -> list[float]:
     """The log-probability of each token of `candidate` behind `prompt`, tokenised apart."""
     _, model = reference()
@@ -229,21 +230,6 @@ async def test_others_keep_their_alternatives_meanwhile(model: Model, monkeypatc
         for entry in json.loads(reply.logprobs)["content"]:
             assert len({top["id"] for top in entry["top_logprobs"]}) == 5
             assert all(top["logprob"] > -1000 for top in entry["top_logprobs"])
-
-
-async def test_the_default_adapter_is_scored(engines: Engines) -> None:
-    from tests.models.training import loaded
-
-    folder = ensure("adapters") / "lyon"
-    model = await engines.get("reasoning_parser:none", LoraAdapter=str(folder))
-    _, adapted = loaded(ensure("scripted"), folder)
-    prompt, candidate = prompts()[0], "The capital of France is Lyon."
-    with torch.no_grad():
-        logits = adapted(torch.tensor([ids(prompt) + ids(candidate)])).logits[0, len(ids(prompt)) - 1 : -1]
-    wanted = torch.log_softmax(logits, dim=-1)[range(len(ids(candidate))), ids(candidate)]
-    (score,) = (await model.score(request(prompt, [candidate]))).candidates
-    assert score.log_prob == pytest.approx(float(wanted.sum()), abs=TOLERANCE)
-    assert score.log_prob != pytest.approx(sum(expected(prompt, candidate)), abs=0.1)
 
 
 async def test_an_engine_that_dies_of_replays_is_not_asked_for_any(engines: Engines, tmp_path: Path) -> None:

@@ -91,6 +91,9 @@ def test_status_during_the_load_is_busy_with_a_stage(first_load: Watch) -> None:
 def test_status_after_the_load_is_ready(served: Backend) -> None:
     status = served.status()
     assert status.state == pb.StatusResponse.READY
+    held = {name: status.memory.breakdown.pop(name) for name in ("weights", "KV cache")}
+    assert all(size > 1024 * 1024 for size in held.values())
+    # What the engine holds is in its processes, and counts once.
     assert status.memory.total == sum(status.memory.breakdown.values())
     assert not [name for name in status.memory.breakdown if name.startswith("loading")]
     assert len(status.memory.breakdown) >= 2  # the server and its engine

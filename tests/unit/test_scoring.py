@@ -27,7 +27,7 @@ def test_texts_of_tokens_are_whole_characters_and_make_the_candidate(text: str) 
     tokenizer = AutoTokenizer.from_pretrained(ensure("scripted"))
     prompt = tuple(tokenizer.encode("<|im_start|>assistant\n"))
     candidate = tuple(tokenizer.encode(text, add_special_tokens=False))
-    (pieces,) = token_texts(tokenizer, prompt, [candidate])
+    pieces = token_texts(tokenizer, prompt, candidate)
     assert len(pieces) == len(candidate)
     assert "".join(pieces) == text
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)

@@ -34,6 +34,18 @@ def test_a_draft_model_counts() -> None:
     assert report(tied(), torch.nn.Linear(2, 2, bias=False), []) == {"weights": 264 + 16, "KV cache": 0}
 
 
+def test_weights_that_a_kernel_has_packed_count_by_their_shape() -> None:
+    column, row = (torch.nn.Linear(8, 4, bias=True, dtype=torch.bfloat16) for _ in range(2))
+    for layer in (column, row):
+        layer.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.bfloat16))
+        layer.input_size, layer.output_size = 8, 4
+    column.output_size_per_partition = 2  # of two ranks
+    assert report(torch.nn.Sequential(column, row), None, []) == {
+        "weights": (8 * 2 + 4) * 2 + (8 * 4 + 4) * 2,
+        "KV cache": 0,
+    }
+
+
 def test_vllm_can_join_it_to_its_worker() -> None:
     assert resolve_obj_by_qualname(EXTENSION) is MemoryReport
     assert hasattr(MemoryReport, METHOD)
