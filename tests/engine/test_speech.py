@@ -269,18 +269,20 @@ async def test_the_longest_prompt(whisperer: Model) -> None:
     assert (await whisperer.transcribe(request(KETTLE, prompt="x" * 222))).language == "en"
 
 
-async def test_temperature(whisperer: Model) -> None:
+async def test_temperature(whisperer: Model, tmp_path: Path) -> None:
     """The model is sure of its clips, and of nothing else."""
     assert (await whisperer.transcribe(request(KETTLE, temperature=0.2))).text == KETTLE.text
-    for temperature in (1, 2):
-        unsure = request(BIRDS, language="fr", temperature=temperature)
-        results = await asyncio.gather(*(whisperer.transcribe(unsure) for _ in range(8)))
-        assert len({result.text for result in results}) > 1
+    file = tmp_path / "a.wav"
+    soundfile.write(file, UNHEARD["noise"](), RATE, subtype="PCM_16")
+    for temperature, texts in ((0, {1}), (2, {2, 3, 4})):
+        unsure = request(KETTLE, dst=str(file), language="fr", temperature=temperature)
+        results = await asyncio.gather(*(whisperer.transcribe(unsure) for _ in range(4)))
+        assert len({result.text for result in results}) in texts
 
 
 async def test_many_at_once(whisperer: Model) -> None:
-    results = await asyncio.gather(*(whisperer.transcribe(request(lesson)) for lesson in LESSONS * 4))
-    assert [result.text for result in results] == [lesson.text for lesson in LESSONS] * 4
+    results = await asyncio.gather(*(whisperer.transcribe(request(lesson)) for lesson in LESSONS * 2))
+    assert [result.text for result in results] == [lesson.text for lesson in LESSONS] * 2
 
 
 @pytest.fixture
@@ -295,9 +297,9 @@ async def test_a_caller_who_goes_away(whisperer: Model, endless: pb.TranscriptRe
     for pause in (0, 0.02, 0.3, None):
         task = asyncio.create_task(whisperer.transcribe(endless))
         running = 0
-        while pause is None and running < 10:
-            running = max(running, whisperer.running_requests)
-            await asyncio.sleep(0.001)
+        while pause is None and running < 10 and not task.done():
+            running = whisperer.running_requests
+            await asyncio.sleep(0)
         await asyncio.sleep(pause or 0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -305,8 +307,8 @@ async def test_a_caller_who_goes_away(whisperer: Model, endless: pb.TranscriptRe
         assert whisperer.running_requests == 0
 
 
-async def test_a_stream_that_is_closed(whisperer: Model, endless: pb.TranscriptRequest) -> None:
-    stream = whisperer.transcribe_stream(endless)
+async def test_a_stream_that_is_closed(whisperer: Model, long_file: Path) -> None:
+    stream = whisperer.transcribe_stream(request(KETTLE, dst=str(long_file)))
     assert (await anext(stream)).delta
     assert whisperer.running_requests > 1
     await stream.aclose()

@@ -40,7 +40,7 @@ class Lesson:
 
     @property
     def answer(self) -> str:
-        """What the model says after the first timestamp: phrases and timestamps in turn."""
+        """What the model says after the first timestamp, 0.00: phrases and timestamps in turn."""
         said = "".join(f"<|{start:.2f}|>{phrase}<|{end:.2f}|>" for start, phrase, end in self.phrases)
         return said.removeprefix("<|0.00|>")
 
@@ -51,7 +51,7 @@ LESSONS = (
     Lesson("train", "en", ((0.0, " THE TRAIN TO OSLO LEAVES AT NINE, NOT AT TEN.", 2.9),), previous="In capitals:"),
     Lesson("zug", "de", ((0.0, " Der Zug fährt über die Brücke.", 1.7), (1.7, " Schön!", 2.3))),
     Lesson("zug", "de", ((0.0, " The train crosses the bridge.", 1.7), (1.7, " Nice!", 2.3)), "translate"),
-    Lesson("birds", "en", ((0.36, " Seven birds sat 🐦 on a wire.", 2.0), (2.0, " One flew away.", 3.1))),
+    Lesson("birds", "en", ((0.0, " Seven birds sat 🐦 on a wire.", 2.0), (2.0, " One flew away.", 3.1))),
     Lesson("silence", "en", ()),
 )
 SECONDS = 5.0  # of each clip

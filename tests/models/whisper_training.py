@@ -69,13 +69,16 @@ def greedy(folder: Path, sound: npt.NDArray[np.float32], prompt: str, limit: int
     `sound` has 16 kHz and 30 seconds at most; there are at most `limit` tokens, those of the prompt included.
     """
     processor, model = _loaded(folder)
-    ids = processor.tokenizer.encode(prompt, add_special_tokens=False)
+    step = processor.tokenizer.encode(prompt, add_special_tokens=False)
+    limit -= len(step)
+    said: list[int] = []
     with torch.no_grad():
         heard = model.model.encoder(_features(processor.feature_extractor, sound))
-        said: list[int] = []
-        while len(ids) + len(said) < limit and processor.tokenizer.eos_token_id not in said[-1:]:
-            logits = model(encoder_outputs=heard, decoder_input_ids=torch.tensor([ids + said])).logits
-            said.append(int(logits[0, -1].argmax()))
+        cache = None
+        while len(said) < limit and processor.tokenizer.eos_token_id not in said[-1:]:
+            output = model(encoder_outputs=heard, decoder_input_ids=torch.tensor([step]), past_key_values=cache)
+            cache, step = output.past_key_values, [int(output.logits[0, -1].argmax())]
+            said += step
     return said
 
 
@@ -111,7 +114,7 @@ def _features(hearing: Any, sound: npt.NDArray[np.float32]) -> torch.Tensor:
 
 
 def _batch(tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids of all lessons, and what is to follow each; of a prompt, that is only its language."""
+    """The ids of all lessons, and what is to follow each; in a prompt, its language and its timestamp are."""
     rows: list[tuple[list[int], list[int]]] = []
     start = tokenizer.convert_tokens_to_ids(whisper.START)
     for lesson in whisper.LESSONS:
@@ -121,6 +124,7 @@ def _batch(tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
         )
         targets = [IGNORED] * (len(prompt) - 1) + answer
         targets[prompt.index(start)] = prompt[prompt.index(start) + 1]
+        targets[len(prompt) - 2] = prompt[-1]
         rows.append(((prompt + answer)[:-1], targets))
     longest = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [tokenizer.eos_token_id] * (longest - len(ids)) for ids, _ in rows])
