@@ -82,7 +82,7 @@ async def test_the_only_adapter_is_the_default(engines: Engines) -> None:
 async def test_scores_are_those_of_the_default(engines: Engines) -> None:
     model = await engines.get("reasoning_parser:none", LoraAdapter=str(adapter("lyon")))
     prompt, candidate = training.prompt_of(ensure("scripted"), QUESTION.messages), ANSWERS["lyon"]
-    tokenizer, adapted = training._loaded(ensure("scripted"), adapter("lyon"))
+    tokenizer, adapted = training.loaded(ensure("scripted"), adapter("lyon"))
     before, after = tokenizer.encode(prompt), tokenizer.encode(candidate)
     with torch.no_grad():
         logits = adapted(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
