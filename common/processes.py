@@ -13,6 +13,7 @@ import psutil
 logger = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def engine_processes() -> list[psutil.Process]:
@@ -43,6 +44,17 @@ def adopt_orphans() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         logger.warning("prctl(PR_SET_CHILD_SUBREAPER): %s", os.strerror(ctypes.get_errno()))
+
+
+def return_large_blocks() -> None:
+    """Make the C library (glibc) return every block of 1 MiB and more when it is freed; call before threads start.
+
+    It would learn from the first ones to keep them, in up to eight arenas per core: those for messages, 4 MiB each,
+    made the server grow by tens of MiB over an hour, whenever another thread of gRPC's met its first large message.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def give_memory_back() -> None:
