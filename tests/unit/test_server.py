@@ -104,6 +104,9 @@ class FakeLifecycle:
     async def explained(self, error: Exception) -> Exception:
         return self.explanation or error
 
+    def rpc_begun(self) -> None:
+        return
+
     async def check_health(self) -> None:
         if self.health_error is not None:
             raise self.health_error
@@ -208,7 +211,7 @@ async def test_a_request_that_is_refused_is_let_go_at_once(rpc: str) -> None:
     data = pb.PredictOptions(CorrelationId=rpc).SerializeToString()
 
     def kept() -> bool:
-        requests = [seen for seen in gc.get_objects() if isinstance(seen, pb.PredictOptions)]
+        requests = [seen for seen in gc.get_objects() if type(seen) is pb.PredictOptions]
         return rpc in {request.CorrelationId for request in requests}
 
     gc.disable()
