@@ -48,6 +48,9 @@ def main() -> None:
             leave(*check.run(settings))
         import uvloop
 
+        from common.processes import return_large_blocks
+
+        return_large_blocks()
         uvloop.run(serve(settings, parent))
     except SettingsError as error:
         leave(2, str(error))

@@ -2,8 +2,10 @@
 
 import os
 
+from backend import metrics_port
 from backend.server import import_channelz
 from backend.settings import Settings, versions
+from backend.sockets import check_bindable
 from common.errors import LoadFailed
 from common.vllm_env import prepare_environment
 
@@ -12,13 +14,19 @@ def run(settings: Settings) -> tuple[int, str | None]:
     """Print a row for each finding; the exit status (0: can serve, 1: can't) and the reason.
 
     Raises:
-        SettingsError: a TLS file can't be used, or channelz is asked for and not installed.
+        SettingsError: an address can't be listened on, a TLS file can't be used, or channelz is asked for and not
+            installed.
 
     """
     if settings.channelz:
         import_channelz()
     _row("backend", versions())
+    if settings.addr:
+        check_bindable(settings.addr)
     _row("--addr", settings.addr or "not given")
+    if settings.metrics_addr:
+        metrics_port.bind(settings.metrics_addr).close()
+    _row("--metrics-addr", settings.metrics_addr or "not given")
     _row("callers need", _needs(settings))
     prepare_environment()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -24,7 +24,7 @@ _Answer = health_pb2.HealthCheckResponse
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc_health has no types
-    """Check and Watch; the state is looked at when it is asked for, so no answer is older than the question."""
+    """Check, List and Watch; the state is looked at when it is asked for, so no answer is older than the question."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
@@ -40,6 +40,14 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
             known = ", ".join(f'"{name}"' for name in (*PROCESS, MODEL))
             await context.abort(grpc.StatusCode.NOT_FOUND, f"service: unknown; use one of {known}")
         return _Answer(status=status)
+
+    async def List(
+        self, _request: health_pb2.HealthListRequest, _context: grpc.aio.ServicerContext[Any, Any]
+    ) -> health_pb2.HealthListResponse:
+        """What Check answers to each name that is known."""
+        return health_pb2.HealthListResponse(
+            statuses={name: _Answer(status=self._status(name)) for name in (*PROCESS, MODEL)}
+        )
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """An answer now and at each change, SERVICE_UNKNOWN for a name that isn't known; ends with the server."""

@@ -25,7 +25,7 @@ def listen(server: grpc.aio.Server, addr: str, credentials: grpc.ServerCredentia
         SettingsError: with the system's reason, which gRPC's own error lacks.
 
     """
-    _check_bindable(addr)
+    check_bindable(addr)
     umask = os.umask(_PRIVATE)
     try:
         port = server.add_insecure_port(addr) if credentials is None else server.add_secure_port(addr, credentials)
@@ -35,6 +35,30 @@ def listen(server: grpc.aio.Server, addr: str, credentials: grpc.ServerCredentia
     finally:
         os.umask(umask)
     return addr if addr.startswith("unix:") else f"{addr.rpartition(':')[0]}:{port}"
+
+
+def check_bindable(addr: str) -> None:
+    """Return where `addr` could be listened on just now.
+
+    Raises:
+        SettingsError: with the system's reason.
+
+    """
+    try:
+        if addr.startswith("unix:"):
+            _check_socket_path(addr.removeprefix("unix:").removeprefix("//"))
+            return
+        for family, kind, protocol, address in _resolved(addr):
+            with socket.socket(family, kind, protocol) as probe:
+                # As gRPC binds: connections of a former server that linger don't count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        msg = f"cannot listen on {addr}: {reason}"
+        raise SettingsError(msg) from error
 
 
 def is_local(addr: str) -> bool:
@@ -52,24 +76,6 @@ def _resolved(addr: str) -> list[tuple[socket.AddressFamily, socket.SocketKind, 
     host, _, port = addr.rpartition(":")
     found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return [(family, kind, protocol, address) for family, kind, protocol, _, address in found]
-
-
-def _check_bindable(addr: str) -> None:
-    try:
-        if addr.startswith("unix:"):
-            _check_socket_path(addr.removeprefix("unix:").removeprefix("//"))
-            return
-        for family, kind, protocol, address in _resolved(addr):
-            with socket.socket(family, kind, protocol) as probe:
-                # As gRPC binds: connections of a former server that linger don't count.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        msg = f"cannot listen on {addr}: {reason}"
-        raise SettingsError(msg) from error
 
 
 def _check_socket_path(path: str) -> None:

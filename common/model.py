@@ -21,6 +21,7 @@ from common.lora import Adapters
 from common.metadata import model_metadata
 from common.observation import NOBODY, Caller
 from common.pb import backend_pb2 as pb
+from common.processes import give_memory_back
 from common.ranking import Ranker
 from common.request import GenerationRequest, generation_request, is_heavy
 from common.scoring import Scorer
@@ -76,6 +77,7 @@ class Model:
             if plan.adapters.adapters:
                 clock.enter("loading LoRA adapters")
                 await model._adapters.load(engine.llm)
+            await asyncio.to_thread(give_memory_back)
         except BaseException:
             await to_its_end(engine.stop(timeout=0))
             raise

@@ -446,6 +446,8 @@ _GRAMMARS: tuple[Callable[[random.Random], str], ...] = (
     lambda _: "root ::= ((([a-z]{1,100}){1,100}){1,100}){1,100}",
     lambda _: 'root ::= root "a" | "b"',
     lambda _: "root ::= root",
+    lambda _: "root ::= s\ns ::= s s s | s s | [a-z ]*",
+    lambda _: "root ::= ([a-z ] | root)*",
     lambda _: "root ::= nothing",
     lambda _: 'root ::= (("")*)*',
     lambda _: "root ::= [z-a]",

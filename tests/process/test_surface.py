@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -92,6 +93,16 @@ def test_check_of_flags(tmp_path: Path) -> None:
     done = printed("--check", "--tls-cert", "none.pem", "--tls-key", "none.key", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["backend: --tls-cert none.pem: No such file or directory"]
+
+
+@pytest.mark.parametrize("flag", ["--addr", "--metrics-addr"])
+def test_check_of_an_address_that_is_taken(tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        addr = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = printed("--check", flag, addr, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f"cannot listen on {addr}: Address already in use")
 
 
 # TLS

@@ -54,12 +54,15 @@ def test_the_name_of_the_service() -> None:
 
 
 @pytest.mark.parametrize("state", State)
-async def test_check_and_watch_agree_in_every_state(health: Any, lifecycle: Following, state: State) -> None:
+async def test_check_list_and_watch_agree_in_every_state(health: Any, lifecycle: Following, state: State) -> None:
     lifecycle.state = state
+    listed = (await health.List(health_pb2.HealthListRequest())).statuses
+    assert set(listed) == {*PROCESS, MODEL}
     for service in (*PROCESS, MODEL):
         serves = state is State.READY if service == MODEL else state not in ENDING
         expected = ANSWER.SERVING if serves else ANSWER.NOT_SERVING
         assert (await health.Check(health_pb2.HealthCheckRequest(service=service))).status == expected
+        assert listed[service].status == expected
         async with watching(health, service) as call:
             assert (await call.read()).status == expected
 

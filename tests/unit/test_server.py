@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -132,6 +133,9 @@ class FakeLifecycle:
     async def explained(self, error: Exception) -> Exception:
         return self.explanation or error
 
+    def rpc_begun(self) -> None:
+        return
+
     async def check_health(self) -> None:
         if self.health_error is not None:
             raise self.health_error
@@ -224,6 +228,37 @@ async def status(awaitable: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await awaitable
     return caught.value.code(), caught.value.details() or ""
+
+
+class Refusing(FakeLifecycle):
+    """Has no model."""
+
+    def model_for(self, identity: str) -> FakeModel:
+        raise errors.ModelNotLoaded
+
+
+@pytest.mark.parametrize("rpc", ["Predict", "PredictStream", "TokenizeString"])
+async def test_a_request_that_is_refused_is_let_go_at_once(rpc: str) -> None:
+    """Not only when Python next looks for cycles, for it may be of 50 MiB."""
+    data = pb.PredictOptions(CorrelationId=rpc).SerializeToString()
+
+    def kept() -> bool:
+        requests = [seen for seen in gc.get_objects() if type(seen) is pb.PredictOptions]
+        return rpc in {request.CorrelationId for request in requests}
+
+    gc.disable()
+    try:
+        async with serving(Refusing()) as addr, connected(addr) as channel:
+            code, _ = await status(raw(channel, f"/{SERVICE}/{rpc}", data))
+            assert code is grpc.StatusCode.FAILED_PRECONDITION
+            for _ in range(100):  # the status may be here before its sender has ended
+                if not kept():
+                    break
+                await asyncio.sleep(0.05)
+            else:
+                pytest.fail("kept for 5 s")
+    finally:
+        gc.enable()
 
 
 async def test_health_is_ok_whatever_is_broken(backend: Any, lifecycle: FakeLifecycle) -> None:

@@ -99,7 +99,8 @@ def table() -> tuple[dict[tuple[str, str], str], dict[tuple[str, str], str]]:
         for name in named if names == "all others" else names.split(", "):
             found |= {(name, state): cell for state, cell in zip(STATES, cells, strict=True)}
     process, model = rows[start + 8 : start + 10]
-    assert (process[0], model[0]) == (f'Check, Watch of "" or `{PROCESS[1]}`', f"Check, Watch of `{MODEL}`")
+    assert process[0] == f'Check, List, Watch of "" or `{PROCESS[1]}`'
+    assert model[0] == f"Check, List, Watch of `{MODEL}`"
     health = {
         (name, state): cell
         for names, row in ((PROCESS, process), ((MODEL,), model))
