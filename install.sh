@@ -139,7 +139,7 @@ export VIRTUAL_ENV=$here/.venv
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 profile_value "$profile" overrides >"$work/overrides"
-source_args+=(--overrides "$work/overrides")
+[ ! -s "$work/overrides" ] || source_args+=(--overrides "$work/overrides")
 if [ -n "$lock" ]; then
     cp "$lock" "$work/lock"
     if [ -n "$torch_wheel" ] && ! grep -qF "$(sha256sum <"$torch_wheel" | cut -d ' ' -f 1)" "$lock"; then

@@ -20,6 +20,7 @@ profile_value() {
 }
 
 # detect_profile: sets `profile` and `why`.
+# shellcheck disable=SC2034 # for whoever sources this
 detect_profile() {
     local driver
     driver=$(nvidia_driver)
