@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes packaging/locks/PROFILE.txt: `lock.sh [PROFILE]...`, all of them by default. Versions that still fit stay;
-# UPGRADE=1 takes the newest. Each lock is for one Python on one machine and holds what every extra may bring.
+# UPGRADE=1 takes the newest, LOCKS is another folder to write to. Each lock is for one Python on one machine and holds what every extra may bring.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 . packaging/profiles.sh
@@ -16,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 never() { printf "%s; sys_platform == 'never'\n" "$@"; }
 
 lock() {
-    local profile=$1 file=packaging/locks/$1.txt python machine args=() without=() missing=() packages all
+    local profile=$1 file=${LOCKS:-packaging/locks}/$1.txt python machine args=() without=() missing=() packages all
     python=$(profile_value "$profile" python | sed -n 1p) machine=$(profile_value "$profile" machines | sed -n 1p)
     mapfile -t without < <(profile_value "$profile" lock-without)
     { profile_value "$profile" overrides; profile_value "$profile" lock-overrides; } >"$work/overrides"
@@ -44,7 +44,7 @@ lock() {
     args+=(--overrides "$work/overrides")
 
     rm -f "$work/lock"
-    if [ -z "${UPGRADE-}" ] && [ -e "$file" ]; then cp "$file" "$work/lock"; fi
+    if [ -z "${UPGRADE-}" ] && [ -e "packaging/locks/$profile.txt" ]; then cp "packaging/locks/$profile.txt" "$work/lock"; fi
     "$uv" pip compile "${common[@]}" pyproject.toml "${args[@]}" "${extras[@]/#/--extra=}" --output-file "$work/lock" >/dev/null
     all=$(grep -c == "$work/lock")
     # A file that is there is what uv keeps to: the same versions without the extras.
@@ -55,7 +55,7 @@ lock() {
         echo "# Versions for ./install.sh $profile with Python $python on $machine, and the SHA-256 of their files. By \`make lock\`."
         echo "# Packages: $packages with hashes ($all with the extras ${extras[*]})"
         [ ${#missing[@]} = 0 ] || echo "# Not in it, for no index at hand had them: ${missing[*]}"
-        sed "s|-r $work/with|what vLLM's wheel asks for|" "$work/lock"
+        sed -e "s|-r $work/with|what vLLM's wheel asks for|" -e '/^# The following packages were excluded/d; /^# vllm/d; /^$/d' "$work/lock"
     } >"$file"
     echo "$file: $packages packages, $all with extras"
 }

@@ -31,7 +31,7 @@ detect_profile() {
         if at_least "$driver" "$(profile_value cuda13 driver)"; then profile=cuda13; fi
         why="NVIDIA driver $driver was found"
     elif [ -e "$machine_root/dev/nvidiactl" ]; then
-        fail "an NVIDIA GPU is here, but neither /proc/driver/nvidia/version nor nvidia-smi says which driver; for the CPU: ./install.sh cpu"
+        fail "an NVIDIA GPU is here, but nvidia-smi does not say which driver; for the CPU: ./install.sh cpu"
     elif [ -e "$machine_root/dev/kfd" ]; then
         profile=rocm why='an AMD GPU: /dev/kfd is there'
     elif render=$(render_node 0x8086 discrete); then
@@ -60,7 +60,7 @@ check_machine() {
     needed=$(profile_value "$1" cpu-flag)
     if [ -n "$needed" ] && [ "$(uname -m)" = x86_64 ]; then
         grep -qw "$needed" "$machine_root/proc/cpuinfo" ||
-            fail "$1 needs a CPU with ${needed^^}, and /proc/cpuinfo does not list it"
+            fail "$1 needs a CPU with ${needed^^}, and /proc/cpuinfo does not list it ($elsewhere_hint)"
     fi
     needed=$(profile_value "$1" driver)
     if [ -n "$needed" ]; then
