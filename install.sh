@@ -22,9 +22,8 @@ here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 cd -- "$here"
 . packaging/profiles.sh
 . packaging/from-source.sh
-profile='' why=''
 
-elsewhere='' dry_run='' extras=()
+profile='' elsewhere='' dry_run='' extras=()
 while [ $# -gt 0 ]; do
     case $1 in
     --extra) extras+=("${2:?"--extra needs a name"}"); shift 2 ;;
@@ -38,15 +37,21 @@ while [ $# -gt 0 ]; do
 done
 
 # Which profile, and why.
-why='as asked'
-if [ -z "$profile" ] && [ -r .venv/profile ]; then
-    profile=$(<.venv/profile) why='as installed before'
+why='as asked' from_source=''
+if [ -z "$profile" ] && [ -e .venv/installed ] && [ -e .venv/profile ]; then
+    read -r profile from_source <.venv/profile
+    why='as installed before'
 fi
+[ "${FROM_SOURCE-}" != true ] || from_source=true
 if [ "${profile:-auto}" = auto ]; then
     detect_profile
 elif ! grep -qx -- "$profile" <<<"$(profiles)"; then
     fail "no profile is called $profile: use auto, $(profiles | join_or)"
 fi
+# What .venv/profile says once it is in there.
+record="$profile${from_source:+ $from_source}"
+vllm_from='a wheel'
+[ "$from_source" != true ] || vllm_from='its source'
 
 # Which Python, and where torch comes from.
 python=$(profile_value "$profile" python | sed -n 1p)
@@ -76,8 +81,6 @@ if [ "$python" != "$(profile_value "$profile" python | sed -n 1p)" ] ||
     [ "$(uname -m)" != "$(profile_value "$profile" machines | sed -n 1p)" ]; then
     lock='' locked="none for Python $python on $(uname -m), versions from ranges"
 fi
-vllm_from='a wheel'
-[ "${FROM_SOURCE-}" != true ] || vllm_from='its source'
 
 # Nothing to do when the last successful run had the same inputs; what was installed beyond them stays.
 stamp=$(
@@ -85,16 +88,18 @@ stamp=$(
     echo "$profile" "$python" "$vllm_from" "${source_args[@]}" "${extras[@]}"
 )
 stamp=$(sha256sum <<<"$stamp")
-installed=''
-if grep -qxF "$stamp" .venv/installed 2>/dev/null && [ -e common/pb/backend_pb2_grpc.py ]; then installed=install; fi
+to_do='install'
+if grep -qxF "$stamp" .venv/installed 2>/dev/null && [ -e common/pb/backend_pb2_grpc.py ]; then
+    to_do='nothing, it is installed'
+fi
 
 # Whatever speaks against it, before anything is downloaded.
-if [ -z "$installed" ] || [ -n "$dry_run" ]; then
+if [ "$to_do" = install ] || [ -n "$dry_run" ]; then
     check_build "$profile" "$python"
     [ -n "$elsewhere" ] || check_machine "$profile"
     # What an environment of this profile still lacks is little.
-    [ "$(cat .venv/profile 2>/dev/null)" = "$profile" ] || check_disk "$profile"
-    if [ "${FROM_SOURCE-}" = true ]; then check_source "$profile"; fi
+    [ "$(cat .venv/profile 2>/dev/null)" = "$record" ] || check_disk "$profile"
+    if [ "$from_source" = true ]; then check_source "$profile"; fi
 fi
 if [ -n "$dry_run" ]; then
     cat <<END
@@ -105,12 +110,12 @@ torch    from $torch_from
 lock     $locked
 extras   ${extras[*]:-none}
 disk     $(profile_value "$profile" disk) GiB needed, $(free_gib) GiB free
-to do    ${installed:+nothing, it is }${installed:-install}${installed:+ed} in $here/.venv
+to do    $to_do in $here/.venv
 END
     exit 0
 fi
 echo "install.sh: $profile ($why), Python $python, vLLM from $vllm_from, torch from $torch_from, lock: $locked${extras[0]:+, extras: ${extras[*]}}"
-[ -z "$installed" ] || exit 0
+[ "$to_do" = install ] || exit 0
 
 uv=${UV-$(command -v uv || true)}
 if [ -z "$uv" ]; then
@@ -128,12 +133,12 @@ fi
 "$uv" --version >/dev/null || fail "$uv does not run"
 
 # Two profiles in one environment would overwrite each other's vLLM.
-if [ ! -x .venv/bin/python ] || { [ -e .venv/profile ] && [ "$(<.venv/profile)" != "$profile" ]; } ||
+if [ ! -x .venv/bin/python ] || { [ -e .venv/profile ] && [ "$(<.venv/profile)" != "$record" ]; } ||
     [ "$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$python" ]; then
     "$uv" venv --quiet --clear --relocatable --python "$python" .venv ||
         fail "Python $python is neither here nor to be had by uv; $profile also takes: $(profile_value "$profile" python | tr '\n' ' ')(PYTHON_VERSION)"
 fi
-echo "$profile" >.venv/profile
+echo "$record" >.venv/profile
 export VIRTUAL_ENV=$here/.venv
 
 work=$(mktemp -d)
@@ -148,7 +153,7 @@ if [ -n "$lock" ]; then
     fi
     source_args+=(--constraints "$work/lock")
 fi
-if [ "${FROM_SOURCE-}" = true ]; then
+if [ "$from_source" = true ]; then
     install_from_source "$uv" "$profile" "$work/vllm" "${extras[@]/#/--extra=}" "${source_args[@]}"
 else
     "$uv" pip install -r pyproject.toml --extra "$profile" "${extras[@]/#/--extra=}" "${source_args[@]}" ||

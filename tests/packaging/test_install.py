@@ -321,7 +321,11 @@ def test_uv_that_fails_leaves_one_sentence(machine: Machine, uv: Uv) -> None:
         "install.sh: rocm was not installed: uv's message is above. "
         f"vLLM comes from {index}, torch from {index}, and nothing else was taken in their place"
     )
-    assert not (uv.tree / ".venv" / "installed").exists()
+    machine.command("uv", RECORDER)
+    machine.command("uname", "echo aarch64")
+    (machine.folder / "root" / "dev" / "kfd").unlink()
+    assert uv.install().startswith("install.sh: cpu (no GPU driver was found)")
+    assert uv.calls[-3].startswith("venv --quiet --clear")
 
 
 @pytest.mark.parametrize(
@@ -393,3 +397,9 @@ def test_a_build(profile: str, machine: Machine, tmp_path: Path, uv: Uv) -> None
     assert build.strip() == f"pip install --no-deps --no-build-isolation {folder}"
     environments = uv.record.with_suffix(".env").read_text(encoding="utf-8").splitlines()
     assert environments[-2] == f"20 {profile}"
+    (uv.tree / "common" / "pb" / "backend_pb2_grpc.py").touch()
+    asked = uv.calls
+    assert "(as installed before), Python 3.1" in uv.install(VLLM_SOURCE="/gone")
+    assert uv.calls == asked
+    assert "vLLM from a wheel" in uv.install(profile)
+    assert uv.calls[len(asked)].startswith("venv --quiet --clear")
