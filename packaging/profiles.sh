@@ -49,8 +49,9 @@ check_build() {
         fail "$1 is for $(profile_value "$1" machines | join_or), this machine is $machine"
     grep -qx "$2" <<<"$(profile_value "$1" python)" ||
         fail "$1 has wheels for Python $(profile_value "$1" python | sort -V | join_or), not for $2${PYTHON_VERSION:+ (PYTHON_VERSION)}"
-    glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || fail "$1 needs glibc, which this system does not use"
-    glibc=${glibc#glibc } needed=$(profile_value "$1" glibc)
+    glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null || ldd --version 2>/dev/null | head -n 1) ||
+        fail "$1 needs glibc, which this system does not use"
+    glibc=${glibc##* } needed=$(profile_value "$1" glibc)
     at_least "$glibc" "$needed" || fail "$1 has wheels for glibc $needed or newer, this system has $glibc"
 }
 

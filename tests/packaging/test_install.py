@@ -120,6 +120,16 @@ def without_avx2(machine: Machine) -> None:
     machine.file("proc/cpuinfo", "flags\t\t: fpu sse4_2 avx avx2x\n")
 
 
+def glibc_by_ldd(machine: Machine) -> None:
+    machine.command("getconf", "exit 127")
+    machine.command("ldd", "echo 'ldd (GNU libc) 2.38'; echo Copyright")
+
+
+def musl(machine: Machine) -> None:
+    machine.command("getconf", "exit 1")
+    machine.command("ldd", "echo musl libc >&2; exit 1")
+
+
 HINT = " (to install for another machine: --elsewhere)"
 REFUSED: list[tuple[str, str, Callable[[Machine], None], str]] = [
     (
@@ -141,7 +151,13 @@ REFUSED: list[tuple[str, str, Callable[[Machine], None], str]] = [
         lambda m: m.command("getconf", "echo glibc 2.36"),
         "rocm has wheels for glibc 2.39 or newer, this system has 2.36",
     ),
-    ("musl", "cpu", lambda m: m.command("getconf", "exit 1"), "cpu needs glibc, which this system does not use"),
+    (
+        "glibc by ldd",
+        "rocm",
+        glibc_by_ldd,
+        "rocm has wheels for glibc 2.39 or newer, this system has 2.38",
+    ),
+    ("musl", "cpu", musl, "cpu needs glibc, which this system does not use"),
     ("no AVX2", "cpu", without_avx2, "cpu needs a CPU with AVX2, and /proc/cpuinfo does not list it" + HINT),
     (
         "no driver",
