@@ -49,7 +49,7 @@ check_build() {
         fail "$1 is for $(profile_value "$1" machines | join_or), this machine is $machine"
     grep -qx "$2" <<<"$(profile_value "$1" python)" ||
         fail "$1 has wheels for Python $(profile_value "$1" python | sort -V | join_or), not for $2${PYTHON_VERSION:+ (PYTHON_VERSION)}"
-    glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null || ldd --version 2>/dev/null | head -n 1) ||
+    glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null || ldd --version 2>/dev/null | sed -n 1p) ||
         fail "$1 needs glibc, which this system does not use"
     glibc=${glibc##* } needed=$(profile_value "$1" glibc)
     at_least "$glibc" "$needed" || fail "$1 has wheels for glibc $needed or newer, this system has $glibc"
@@ -101,7 +101,7 @@ check_disk() {
 free_gib() { df -Pk . | awk 'NR == 2 { print int($4 / 1048576) }'; }
 
 # at_least VERSION NEEDED
-at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
+at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | sed -n 1p)" = "$2" ]; }
 
 join_or() { awk '{ line = line (NR > 1 ? " or " : "") $0 } END { print line }'; }
 
@@ -109,7 +109,7 @@ nvidia_driver() {
     local line
     line=$(grep -m 1 'NVRM version' "$machine_root/proc/driver/nvidia/version" 2>/dev/null ||
         nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null || true)
-    grep -oE '[0-9]{3,}\.[0-9.]+' <<<"$line" | head -n 1 || true
+    grep -oE '[0-9]{3,}\.[0-9.]+' <<<"$line" | sed -n 1p || true
 }
 
 # older_cuda PROFILE DRIVER: the profile that this driver does serve, as the end of a sentence.
