@@ -31,7 +31,8 @@ install_from_source() {
     fi
     build=(-r "$source/requirements/$profile.txt")
     [ "$profile" = xpu ] || build+=(-r "$source/requirements/build/$profile.txt")
-    "$uv" pip install -r pyproject.toml "${build[@]}" 'mistral-common[audio]' av scipy soundfile soxr "$@"
+    "$uv" pip install -r pyproject.toml "${build[@]}" 'mistral-common[audio]' av scipy soundfile soxr "$@" ||
+        fail "what vLLM's source asks for was not installed: uv's message is above"
     MAX_JOBS=${MAX_JOBS:-$(build_jobs)} VLLM_TARGET_DEVICE=$profile \
         "$uv" pip install --no-deps --no-build-isolation "$source" ||
         fail "vLLM could not be built from $source; the compiler's message is above"
