@@ -10,7 +10,7 @@ PROMPT ?= What is the capital of France?
 TESTS ?= tests
 FUZZ_CASES ?= 100000
 
-.PHONY: help demo test fuzz chaos control check install clean
+.PHONY: help demo test fuzz chaos control check install lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -49,11 +49,14 @@ check: ## ruff, mypy --strict, shellcheck, and whether the stubs match
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	.venv/bin/shellcheck install.sh run.sh .ci/run
+	.venv/bin/shellcheck --external-sources --check-sourced install.sh run.sh packaging/lock.sh .ci/run
 	$(PYTHON) -m pytest -q tests/unit/test_stubs.py tests/unit/test_wire.py
 
 install: ## install into .venv and generate the stubs
 	@./install.sh
+
+lock: ## make packaging/locks anew (UPGRADE=1: with the newest versions)
+	@packaging/lock.sh
 
 clean: ## remove what was installed and made
 	rm -rf .venv .uv .models common/pb

@@ -2,97 +2,120 @@
 # Installs everything the backend needs into .venv beside this file. Safe to run again: it does only what is missing.
 set -euo pipefail
 usage() {
-    cat <<'EOF'
-usage: ./install.sh [--torch-backend BACKEND] [--extra NAME]...
+    cat <<'END'
+usage: ./install.sh [PROFILE] [--extra NAME]... [--elsewhere] [--dry-run]
 
-  --torch-backend BACKEND  where PyTorch comes from: auto (default), cpu, cu130, ... (uv's --torch-backend)
-  --extra NAME             also install an extra of pyproject.toml: demo, test
+  PROFILE       cpu, cuda12, cuda13, rocm, xpu, l4t, or auto: what this machine has. Default: as installed, else auto
+  --extra NAME  also install an extra of pyproject.toml: channelz, demo, test
+  --elsewhere   what is installed will run on another machine: don't ask this one for a GPU, a driver or CPU features
+  --dry-run     print the plan, or why it can't be; change nothing
 
 Environment:
-  UV_FIND_LINKS, PIP_FIND_LINKS  a folder with a torch wheel, taken instead of PyTorch's index
+  PYTHON_VERSION                 the Python to use, such as 3.12; otherwise the profile's
+  UV_FIND_LINKS, PIP_FIND_LINKS  a folder with a torch wheel, which the cpu profile takes instead of PyTorch's index
   UV                             the uv to use; otherwise the one on PATH, otherwise one is put into .uv
-EOF
+  FROM_SOURCE=true               cpu, xpu: build vLLM for this machine from its source; MAX_JOBS, CXX
+END
 }
-fail() { echo "install.sh: $*" >&2; exit 1; }
 
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 cd -- "$here"
-torch_backend=''
-extras=()
+. packaging/profiles.sh
+. packaging/from-source.sh
+
+profile='' elsewhere='' dry_run='' extras=()
 while [ $# -gt 0 ]; do
     case $1 in
-    --torch-backend) torch_backend=${2:?"--torch-backend needs a value"}; shift 2 ;;
-    --torch-backend=*) torch_backend=${1#*=}; shift ;;
     --extra) extras+=("${2:?"--extra needs a name"}"); shift 2 ;;
     --extra=*) extras+=("${1#*=}"); shift ;;
+    --elsewhere) elsewhere=yes; shift ;;
+    --dry-run) dry_run=yes; shift ;;
     -h | --help) usage; exit 0 ;;
-    *) usage >&2; fail "unknown argument: $1" ;;
+    -*) usage >&2; fail "unknown argument: $1" ;;
+    *) [ -z "$profile" ] || fail "one profile at a time: $profile or $1"; profile=$1; shift ;;
     esac
 done
 
-# Folders of wheels: uv reads only UV_FIND_LINKS (comma-separated), so pip's (space-separated) are passed on.
-if [ -n "${UV_FIND_LINKS-}" ]; then
-    IFS=, read -ra folders <<<"$UV_FIND_LINKS"
-else
-    IFS=' ' read -ra folders <<<"${PIP_FIND_LINKS-$(python3 -m pip config get global.find-links 2>/dev/null || true)}"
+# Which profile, and why.
+why='as asked' from_source=''
+if [ -z "$profile" ] && [ -e .venv/installed ] && [ -e .venv/profile ]; then
+    read -r profile from_source <.venv/profile
+    why='as installed before'
 fi
-torch_wheel=''
-find_links=()
-for folder in "${folders[@]}"; do
-    find_links+=(--find-links "$folder")
-    for wheel in "$folder"/torch-*.whl; do
-        [ -e "$wheel" ] && torch_wheel=${wheel##*/}
-    done
-done
+[ "${FROM_SOURCE-}" != true ] || from_source=true
+if [ "${profile:-auto}" = auto ]; then
+    detect_profile
+elif ! grep -qx -- "$profile" <<<"$(profiles)"; then
+    fail "no profile is called $profile: use auto, $(profiles | join_or)"
+fi
+# What .venv/profile says once it is in there.
+record="$profile${from_source:+ $from_source}"
+vllm_from='a wheel'
+[ "$from_source" != true ] || vllm_from='its source'
 
-# The accelerator: what the machine has, or what --torch-backend says.
-case ${torch_backend:-auto} in
-cpu) accelerator=cpu why='--torch-backend cpu' ;;
-cu*) accelerator=cuda why="--torch-backend $torch_backend" ;;
-auto)
-    if [ -e /dev/nvidiactl ] || command -v nvidia-smi >/dev/null 2>&1; then
-        accelerator=cuda why='an NVIDIA driver was found'
-    elif [ -e /dev/kfd ]; then
-        fail 'an AMD GPU was found; its profile is not installed by this script yet. For the CPU: --torch-backend cpu'
-    else
-        accelerator=cpu why='no GPU driver was found'
-    fi
-    ;;
-*) fail "--torch-backend $torch_backend: use auto, cpu or a CUDA version such as cu130" ;;
-esac
-
-source_args=()
-if [ -n "$torch_wheel" ] && [ -z "$torch_backend" ] && [ "$accelerator" = cpu ]; then
+# Which Python, and where torch comes from.
+python=$(profile_value "$profile" python | sed -n 1p)
+backend=$(profile_value "$profile" torch-backend)
+source_args=() torch_from='the general index' torch_wheel=''
+while read -r index; do source_args+=(--index "$index") torch_from=$index; done < <(profile_value "$profile" indexes)
+strategy=$(profile_value "$profile" index-strategy)
+[ -z "$strategy" ] || source_args+=(--index-strategy "$strategy")
+if [ "$profile" = cpu ]; then find_torch_wheel; fi
+if [ -n "$torch_wheel" ]; then
     # --torch-backend insists on PyTorch's index, so it must not be given beside a folder.
-    tag=${torch_wheel#torch-*-cp}
-    python=3.${tag:1:2}
-    python=${python%-}
-    source_args=("${find_links[@]}" --overrides packaging/wheel-folder-overrides.txt)
+    source_args+=("${find_links[@]}" --overrides packaging/wheel-folder-overrides.txt)
     torch_from=$torch_wheel
-else
-    # The machine's own Python where vLLM has wheels for it, otherwise one that uv fetches.
-    python=$(python3 -c 'import sys; v = sys.version_info[:2]; print("%d.%d" % v if (3, 11) <= v < (3, 15) else "3.12")' \
-        2>/dev/null || echo 3.12)
-    backend=$torch_backend
-    if [ "${backend:-auto}" = auto ]; then
-        backend=auto
-        [ "$accelerator" = cpu ] && backend=cpu
-    fi
-    source_args=(--torch-backend "$backend")
+    tag=${torch_wheel##*/torch-*-cp3}
+    [ "$tag" = "$torch_wheel" ] || python=3.${tag%%-*}
+elif [ -n "$backend" ]; then
+    source_args+=(--torch-backend "$backend")
     torch_from="PyTorch's index ($backend)"
 fi
 python=${PYTHON_VERSION:-$python}
-echo "install.sh: $accelerator ($why), Python $python, torch from $torch_from${extras[0]:+, extras: ${extras[*]}}"
 
-extra_args=(--extra "$accelerator")
-for extra in "${extras[@]}"; do extra_args+=(--extra "$extra"); done
+# The lock is for one Python on one machine; others take versions from vLLM's ranges and ours.
+lock=packaging/locks/$profile.txt
+locked="$lock, $(sed -n 's/^# Packages: //p' "$lock")"
+if [ -z "$torch_wheel" ]; then locked+=$(sed -n 's/^# Not in it, .*: /; from ranges: /p' "$lock"); fi
+if [ "$python" != "$(profile_value "$profile" python | sed -n 1p)" ] ||
+    [ "$(uname -m)" != "$(profile_value "$profile" machines | sed -n 1p)" ]; then
+    lock='' locked="none for Python $python on $(uname -m), versions from ranges"
+fi
 
 # Nothing to do when the last successful run had the same inputs; what was installed beyond them stays.
-stamp=$(cat pyproject.toml packaging/wheel-folder-overrides.txt proto/backend.proto; echo "$python" "${source_args[@]}" "${extra_args[@]}")
+stamp=$(
+    cat pyproject.toml packaging/wheel-folder-overrides.txt proto/backend.proto ${lock:+"$lock"}
+    echo "$profile" "$python" "$vllm_from" "${source_args[@]}" "${extras[@]}"
+)
 stamp=$(sha256sum <<<"$stamp")
+to_do='install'
 if grep -qxF "$stamp" .venv/installed 2>/dev/null && [ -e common/pb/backend_pb2_grpc.py ]; then
+    to_do='nothing, it is installed'
+fi
+
+# Whatever speaks against it, before anything is downloaded.
+if [ "$to_do" = install ] || [ -n "$dry_run" ]; then
+    check_build "$profile" "$python"
+    [ -n "$elsewhere" ] || check_machine "$profile"
+    # What an environment of this profile still lacks is little.
+    [ "$(cat .venv/profile 2>/dev/null)" = "$record" ] || check_disk "$profile"
+    if [ "$from_source" = true ]; then check_source "$profile"; fi
+fi
+if [ -n "$dry_run" ]; then
+    cat <<END
+profile  $profile ($why)
+Python   $python
+vLLM     from $vllm_from$([ "$vllm_from" = 'a wheel' ] || echo ", MAX_JOBS=${MAX_JOBS:-$(build_jobs)}")
+torch    from $torch_from
+lock     $locked
+extras   ${extras[*]:-none}
+disk     $(profile_value "$profile" disk) GiB needed, $(free_gib) GiB free
+to do    $to_do in $here/.venv
+END
     exit 0
 fi
+echo "install.sh: $profile ($why), Python $python, vLLM from $vllm_from, torch from $torch_from, lock: $locked${extras[0]:+, extras: ${extras[*]}}"
+[ "$to_do" = install ] || exit 0
 
 uv=${UV-$(command -v uv || true)}
 if [ -z "$uv" ]; then
@@ -109,12 +132,35 @@ if [ -z "$uv" ]; then
 fi
 "$uv" --version >/dev/null || fail "$uv does not run"
 
-if [ ! -x .venv/bin/python ] || [ "$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$python" ]; then
-    "$uv" venv --quiet --clear --relocatable --python "$python" .venv
+# Two profiles in one environment would overwrite each other's vLLM.
+if [ ! -x .venv/bin/python ] || { [ -e .venv/profile ] && [ "$(<.venv/profile)" != "$record" ]; } ||
+    [ "$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$python" ]; then
+    "$uv" venv --quiet --clear --relocatable --python "$python" .venv ||
+        fail "Python $python is neither here nor to be had by uv; $profile also takes: $(profile_value "$profile" python | tr '\n' ' ')(PYTHON_VERSION)"
 fi
-VIRTUAL_ENV=$here/.venv "$uv" pip install -r pyproject.toml "${extra_args[@]}" "${source_args[@]}"
+echo "$record" >.venv/profile
+export VIRTUAL_ENV=$here/.venv
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+profile_value "$profile" overrides >"$work/overrides"
+[ ! -s "$work/overrides" ] || source_args+=(--overrides "$work/overrides")
+if [ -n "$lock" ]; then
+    cp "$lock" "$work/lock"
+    if [ -n "$torch_wheel" ] && ! grep -qF "$(sha256sum <"$torch_wheel" | cut -d ' ' -f 1)" "$lock"; then
+        # A build of the user's own: its version is vLLM's to judge.
+        awk '/^[^ #]/ { torch = /^torch==/ } !torch' "$lock" >"$work/lock"
+    fi
+    source_args+=(--constraints "$work/lock")
+fi
+if [ "$from_source" = true ]; then
+    install_from_source "$uv" "$profile" "$work/vllm" "${extras[@]/#/--extra=}" "${source_args[@]}"
+else
+    "$uv" pip install -r pyproject.toml --extra "$profile" "${extras[@]/#/--extra=}" "${source_args[@]}" ||
+        fail "$profile was not installed: uv's message is above. vLLM comes from $(profile_value "$profile" indexes | sed -n 1p | grep . || echo 'the general index'), torch from $torch_from, and nothing else was taken in their place"
+fi
 # For its entry points, by which vLLM finds our plugin; the code itself is found by run.sh's PYTHONPATH.
-VIRTUAL_ENV=$here/.venv "$uv" pip install --quiet --no-deps --editable .
+"$uv" pip install --quiet --no-deps --editable .
 # Compiling at first import would take half a minute, with the interpreter's lock held under the server's feet.
 .venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 

@@ -15,7 +15,18 @@ from pathlib import Path
 
 from tests.process.orchestrator import REPOSITORY
 
-_COPIED = ("backend", "common", "proto", "tests", "run.sh", "install.sh", "Makefile", "pyproject.toml", "docs")
+_COPIED = (
+    "backend",
+    "common",
+    "packaging",
+    "proto",
+    "tests",
+    "run.sh",
+    "install.sh",
+    "Makefile",
+    "pyproject.toml",
+    "docs",
+)
 _LINKED = (".venv", ".models")
 _SECONDS = 400.0
 
