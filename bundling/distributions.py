@@ -38,7 +38,7 @@ def closure(site: Path) -> Closure:
         LookupError: the environment has no vLLM, or nothing of ours.
 
     """
-    installed = {canonicalize_name(each.name): each for each in importlib.metadata.distributions(path=[str(site)])}
+    installed = {str(canonicalize_name(each.name)): each for each in importlib.metadata.distributions(path=[str(site)])}
     accelerator = next((extra for name, extra in ACCELERATORS.items() if name in installed), None)
     if accelerator is None or OURS not in installed:
         raise LookupError(f"vLLM or our own distribution is not installed in {site}: run ./install.sh")

@@ -48,7 +48,9 @@ def read(path: Path) -> Elf | None:
 
 
 def _read(elf: ELFFile, name: str) -> Elf:
-    needed, soname, versions = [], name, [()]
+    needed: list[str] = []
+    soname = name
+    versions: list[tuple[int, ...]] = [()]
     for section in elf.iter_sections():
         if isinstance(section, DynamicSection):
             for tag in section.iter_tags():

@@ -22,7 +22,7 @@ def reachable(names: Iterable[str], search: Sequence[Path]) -> set[Path]:
     folder has is that of another platform.
     """
     found: set[Path] = set()
-    todo = deque((name, None) for name in names)
+    todo: deque[tuple[str, Path | None]] = deque((name, None) for name in names)
     asked: set[tuple[str, Path | None]] = set()
     while todo:
         name, beside = todo.popleft()

@@ -72,7 +72,7 @@ def system_packages(paths: Iterable[Path], fetched: Iterable[Fetched], licences:
 def _declared(distribution: Distribution) -> str:
     metadata = distribution.metadata
     for field in ("License-Expression", "License"):
-        said = str(metadata.get(field) or "").strip()
+        said = str((metadata.get_all(field) or [""])[0]).strip()
         if said and "\n" not in said and said != "UNKNOWN":
             return said
     classifiers = [str(line) for line in metadata.get_all("Classifier") or () if str(line).startswith("License ::")]

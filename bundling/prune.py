@@ -95,7 +95,7 @@ DANGLING = (
 def reason(path: PurePosixPath, pruned: Iterable[tuple[str, str]] = PRUNED) -> str | None:
     """Why the file is left out; None where it stays."""
     text = str(path)
-    if any(fnmatch.fnmatchcase(text, pattern) for pattern in KEPT):
+    if pruned is PRUNED and any(fnmatch.fnmatchcase(text, pattern) for pattern in KEPT):
         return None
     return next((why for pattern, why in pruned if fnmatch.fnmatchcase(text, pattern)), None)
 

@@ -91,7 +91,7 @@ def _linked(driver: Path) -> set[Path]:
         source.write_text(_PROBE, encoding="utf-8")
         opened = set()
         for kind in ([], ["-shared"]):
-            command = [driver, *_FLAGS, *kind, source, "-o", f"{source}.so", *_LIBRARIES, "-Wl,--verbose"]
+            command = [str(driver), *_FLAGS, *kind, str(source), "-o", f"{source}.so", *_LIBRARIES, "-Wl,--verbose"]
             said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             opened |= set(re.findall(r"^attempt to open (/.*) succeeded$", said, re.MULTILINE))
     return {path for path in map(Path, opened) if not path.is_relative_to(tempfile.gettempdir())}

@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.bundle.bare import Bare, is_private, loopback, mount
+from tests.bundle.bare import Bare, is_private, loopback
 from tests.models import ensure
 from tests.models.script import line
 from tests.process.orchestrator import Backend, free_port
@@ -43,8 +44,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
     bare = Bare(folder)
     for name in ("scripted", "smollm2"):
         place = bare.root / "models" / name
-        place.mkdir()
-        mount("--bind", ensure(name), place)
+        shutil.copytree(ensure(name), place)
+        for path in (place, *place.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
     return bare
 
 

@@ -13,6 +13,8 @@ def test_reasons() -> None:
     assert prune.reason(PurePosixPath("numpy/linalg/tests/test_linalg.py")) == "tests"
     assert prune.reason(PurePosixPath("numpy/testing/__init__.py")) is None
     assert prune.reason(PurePosixPath("tkinter/ttk.py"), prune.STDLIB_PRUNED) == "windows"
+    assert prune.reason(PurePosixPath("torch-2.dist-info/licenses/test/LICENSE")) is None
+    assert prune.reason(PurePosixPath("site-packages/x.dist-info/licenses/y"), prune.STDLIB_PRUNED) is not None
 
 
 @pytest.mark.parametrize(
