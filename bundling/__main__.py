@@ -8,18 +8,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib.metadata import Distribution
 from pathlib import Path, PurePosixPath
 
-from bundling import distributions, elf, interpreter, libraries, manifest, origin, prune, toolchain
+from bundling import distributions, elf, folder, interpreter, libraries, manifest, origin, prune, toolchain
 from bundling.distributions import OURS, UNUSED, Closure
 from bundling.origin import Component, Fetched
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Where a commit's time is not known: the first day that every archive format can hold.
 _EPOCH = 315619200
-_MIB = 1024 * 1024
 
 
 def main(site: Path, dest: Path) -> None:
@@ -57,8 +56,8 @@ def make(site: Path, bundle: Path) -> None:
         torch = site / "torch"
         theirs, headers = toolchain.copy(bundle / "toolchain", torch / "include", torch / "_inductor")
         for header in headers:
-            copy_file(header, packages / header.relative_to(site))
-    say(f"stripped: {elf.strip(elf.read_all(bundle)) / _MIB:.0f} MiB of symbols and debugging tables")
+            folder.copy(header, packages / header.relative_to(site))
+    say(f"stripped: {elf.strip(elf.read_all(bundle)) / folder.MIB:.0f} MiB of symbols and debugging tables")
     elves = elf.read_all(python)
     ours = {path: found for path, found in elves.items() if not path.is_relative_to(packages)}
     if closure.accelerator == "cpu":
@@ -82,14 +81,15 @@ def make(site: Path, bundle: Path) -> None:
         "python": platform.python_version(),
         "not installed": list(closure.absent),
         "not needed": UNUSED,
-        "parts": dict(parts(bundle)),
+        "parts": dict(folder.parts(bundle)),
     }
     manifest.write_manifest(bundle, facts)
-    settle(bundle, time)
+    folder.settle(bundle, time)
     say(f"needs glibc {facts['glibc']} or newer")
-    for name, size in parts(bundle):
-        say(f"{size / _MIB:8.1f} MiB  {name}")
-    say(f"{sum(size for _, size in parts(bundle)) / _MIB:8.1f} MiB  in all, {sum(1 for _ in walk(bundle))} files")
+    for name, size in folder.parts(bundle):
+        say(f"{size / folder.MIB:8.1f} MiB  {name}")
+    total = sum(size for _, size in folder.parts(bundle))
+    say(f"{total / folder.MIB:8.1f} MiB  in all, {sum(1 for _ in folder.walk(bundle))} files")
 
 
 def copy_distributions(closure: Closure, site: Path, packages: Path) -> list[PurePosixPath]:
@@ -105,13 +105,13 @@ def copy_distributions(closure: Closure, site: Path, packages: Path) -> list[Pur
                 left_out.append(path)
                 bytes_of[why] += (site / path).stat().st_size
             elif name != OURS or path.parts[0].endswith(".dist-info"):
-                copy_file(site / path, packages / path)
+                folder.copy(site / path, packages / path)
                 kept.append(path)
         if name == OURS:
             _write_entry_points(packages / kept[0].parts[0])
         _write_record(distribution, kept, packages)
     for why, size in bytes_of.most_common(8):
-        say(f"left out: {size / _MIB:6.1f} MiB  {why}")
+        say(f"left out: {size / folder.MIB:6.1f} MiB  {why}")
     return left_out
 
 
@@ -139,10 +139,10 @@ def prove(stdlib: Path, packages: Path, gone: list[PurePosixPath], left_out: lis
 
     """
     kept = [
-        (PurePosixPath(path.relative_to(folder)), path)
-        for folder in (packages, stdlib)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and (folder == packages or not path.is_relative_to(packages))
+        (PurePosixPath(path.relative_to(each)), path)
+        for each in (packages, stdlib)
+        for path in sorted(each.rglob("*"))
+        if path.is_file() and (each == packages or not path.is_relative_to(packages))
     ]
     if found := prune.dangling_imports(kept, [*gone, *left_out]):
         raise LookupError("what is left out is still imported:\n" + "\n".join(map(str, found)))
@@ -153,8 +153,8 @@ def copy_our_code(bundle: Path) -> None:
     for package in ("backend", "common"):
         shutil.copytree(REPOSITORY / package, bundle / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
     for name in ("proto/backend.proto", "run.sh", "README.md"):
-        copy_file(REPOSITORY / name, bundle / name)
-    copy_file(REPOSITORY / "packaging/bundle-environment.sh", bundle / "lib/environment.sh")
+        folder.copy(REPOSITORY / name, bundle / name)
+    folder.copy(REPOSITORY / "packaging/bundle-environment.sh", bundle / "lib/environment.sh")
 
 
 def compile_all(bundle: Path) -> None:
@@ -193,47 +193,6 @@ def describe(
     ]
     (licences / "README.md").write_text("\n".join([*table, *rows, ""]), encoding="utf-8")
     return found
-
-
-def settle(bundle: Path, time: datetime.datetime) -> None:
-    """Give everything one time, and rights by which any user can read and run it and nobody writes."""
-    for path in sorted(bundle.rglob("*"), reverse=True):
-        if not path.is_symlink():
-            runs = path.is_dir() or path.stat().st_mode & 0o111
-            path.chmod(0o755 if runs else 0o644)
-        os.utime(path, (time.timestamp(), time.timestamp()), follow_symlinks=False)
-    os.utime(bundle, (time.timestamp(), time.timestamp()))
-
-
-def parts(bundle: Path) -> Iterator[tuple[str, int]]:
-    """Name and bytes of each part: the largest packages by name, the rest by folder; largest first."""
-    sizes: collections.Counter[str] = collections.Counter()
-    for path in walk(bundle):
-        parts = path.relative_to(bundle).parts
-        size = path.lstat().st_size
-        if path.suffix == ".pyc":
-            sizes["bytecode"] += size
-        elif "site-packages" in parts and len(parts) > 5:
-            sizes[parts[4].removesuffix(".libs")] += size
-        else:
-            sizes[parts[0] if len(parts) > 1 else "manifest, bill of materials, run.sh"] += size
-    small = {
-        name for name, size in sizes.items() if size < 8 * _MIB and not (bundle / name).exists() and "," not in name
-    }
-    sizes["other packages"] = sum(sizes.pop(name) for name in small)
-    yield from sizes.most_common()
-
-
-def walk(folder: Path) -> Iterator[Path]:
-    """Every file and link below the folder."""
-    return (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy contents and mode, and make the folders above."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    shutil.copymode(source, target)
 
 
 def say(line: str) -> None:

@@ -5,7 +5,7 @@ import sys
 import sysconfig
 from pathlib import Path, PurePosixPath
 
-from bundling import prune
+from bundling import folder, prune
 
 # What python-build-standalone writes where the folder of the build was.
 _NOWHERE = "/install"
@@ -19,10 +19,10 @@ def copy(python: Path, libraries: Path) -> list[PurePosixPath]:
     """
     base = Path(sys.base_prefix)
     executable = (base / "bin" / VERSION).resolve(strict=True)
-    _copy(executable, python / "bin" / VERSION)
+    folder.copy(executable, python / "bin" / VERSION)
     (python / "bin" / "python3").symlink_to(VERSION)
     for library in (base / "lib").glob(f"lib{VERSION}*.so.*"):
-        _copy(library, libraries / library.name)
+        folder.copy(library, libraries / library.name)
     headers = Path(sysconfig.get_path("include", vars={"installed_base": str(base)}))
     shutil.copytree(headers, python / "include" / VERSION, ignore=shutil.ignore_patterns("site"))
     stdlib = Path(sysconfig.get_path("stdlib", vars={"installed_base": str(base)}))
@@ -34,14 +34,8 @@ def copy(python: Path, libraries: Path) -> list[PurePosixPath]:
         if prune.reason(relative, prune.STDLIB_PRUNED):
             left_out.append(relative)
         else:
-            _copy(path, python / "lib" / VERSION / relative)
+            folder.copy(path, python / "lib" / VERSION / relative)
     for path in (python / "lib" / VERSION).glob("_sysconfigdata_*.py"):
         text = path.read_text(encoding="utf-8").replace(str(base), _NOWHERE)
         path.write_text(text, encoding="utf-8")
     return left_out
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    shutil.copymode(source, target)

@@ -24,6 +24,7 @@ PRUNED = (
     ("torch/share/*", "for building with CMake"),
     ("cv2/data/*", "face detectors"),
     ("numba/np/ufunc/tbbpool.*", "for libtbb, which comes with nothing here"),
+    ("mistral_common/data/*", "tokenizers of models; a model brings its own"),
     ("pycountry/locales/*", "names of countries in other languages"),
     ("jsonschema/benchmarks/*", "tests"),
     ("scipy/special/_precompute/*", "made SciPy's tables"),

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from bundling import elf, headers
+from bundling import folder as files
 
 # Found by this name through PATH, for inductor's command lines hold no compiler whose path has a space.
 NAME = "bundled-g++"
@@ -15,6 +16,15 @@ _WRAPPER = """\
 # This bundle's compiler of C++: it sees headers and libraries of this folder only. Wherever that is: $0 has its path.
 here=${{0%/*}}/..
 exec "$here/{driver}" --sysroot="$here" -B"$here/usr/bin/" "$@"
+"""
+# Beside the compiler, for a machine that has none.
+_OPENSSL = """\
+#!/bin/sh
+# `openssl sha512 FILE`, by which inductor hashes headers, and nothing else of what openssl does.
+[ "$#" -eq 2 ] && [ "$1" = sha512 ] || { echo "openssl: only 'sha512 FILE' is in this bundle" >&2; exit 1; }
+exec "${0%/*}/../../python/bin/python3" -IS -c 'import hashlib, sys
+with open(sys.argv[1], "rb") as file:
+    print(f"SHA2-512({sys.argv[1]})=", hashlib.file_digest(file, "sha512").hexdigest())' "$2"
 """
 _PROBE = "#include <bits/stdc++.h>\n#include <omp.h>\nint main() { return omp_get_max_threads() < std::sin(1.0); }\n"
 _FLAGS = ("-O3", "-fPIC", "-fopenmp", "-pthread")
@@ -42,8 +52,10 @@ def copy(folder: Path, include: Path, generators: Path) -> tuple[set[Path], set[
     reached = headers.reachable(names, [*system, include, include / "torch/csrc/api/include"])
     ours = {path for path in reached if path.is_relative_to(include)}
     programs = {Path(_ask(f"-print-prog-name={name}")) for name in ("cc1plus", "collect2")}
-    plugin = Path(_ask("-print-file-name=liblto_plugin.so"))
-    theirs = {driver} | programs | _linked(driver) | (reached - ours) | ({plugin} if plugin.is_absolute() else set())
+    # The linker's plugin, and what -fopenmp adds to its command line.
+    parts = {Path(_ask(f"-print-file-name={name}")) for name in ("liblto_plugin.so", "libgomp.spec")}
+    programs |= {path for path in parts if path.is_absolute()}
+    theirs = {driver} | programs | _linked(driver) | (reached - ours)
     for path in theirs:
         _copy(path, folder)
     for name in ("as", "ld"):
@@ -57,10 +69,10 @@ def copy(folder: Path, include: Path, generators: Path) -> tuple[set[Path], set[
     for link in ("lib", "lib64"):
         if (Path("/") / link).is_symlink():
             (folder / link).symlink_to((Path("/") / link).readlink())
-    wrapper = folder / "bin" / NAME
-    wrapper.parent.mkdir()
-    wrapper.write_text(_WRAPPER.format(driver=driver.relative_to("/")), encoding="utf-8")
-    wrapper.chmod(0o755)
+    (folder / "bin").mkdir()
+    for name, text in ((NAME, _WRAPPER.format(driver=driver.relative_to("/"))), ("openssl", _OPENSSL)):
+        (folder / "bin" / name).write_text(text, encoding="utf-8")
+        (folder / "bin" / name).chmod(0o755)
     return theirs, ours
 
 
@@ -100,9 +112,7 @@ def _linked(driver: Path) -> set[Path]:
 def _copy(path: Path, folder: Path) -> None:
     """The file, not a link to it, at the same place in the folder."""
     target = folder / _real(path.parent).relative_to("/") / path.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, target)
-    shutil.copymode(path, target)
+    files.copy(path, target)
 
 
 def _real(path: Path) -> Path:

@@ -207,8 +207,7 @@ def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
 def _compile_nothing(eager: bool) -> None:
     """Keep the sampler's few compiled functions of an eager CPU engine eager too.
 
-    The first request for log-probabilities would otherwise hold up all others for 14 s, and kill the engine where the
-    path has a space, which the compiler's command line does not survive.
+    The first request for log-probabilities would otherwise hold up all others for 14 s.
     """
     if current_platform.is_cpu() and _DYNAMO_DISABLE is None:
         os.environ["TORCHDYNAMO_DISABLE"] = "1" if eager else "0"
