@@ -83,6 +83,36 @@ def check_paris(backend: Backend) -> None:
     assert "Paris" in content(replies)
 
 
+def is_loaded(path: Path, bundle: Path) -> bool:
+    """Whether it is a library or a program, and not just what the compiler links."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(18)
+    if head[:4] != b"\x7fELF" or head[16] not in {2, 3}:
+        return False
+    linked = path.is_relative_to(bundle / "toolchain/usr/lib") or path.is_relative_to(bundle / "toolchain/usr/lib64")
+    return not linked or path.name in {"cc1plus", "collect2", "liblto_plugin.so"}
+
+
+def libraries(bare: Bare, inside: str, search: str, folder_of: dict[str, str]) -> list[str]:
+    """The paths that the loader finds for what a file needs.
+
+    What its package loads before it, from another folder of the bundle, counts as found.
+    """
+    while True:
+        done = bare.run("/lib64/ld-linux-x86-64.so.2", "--list", inside, LD_LIBRARY_PATH=search)
+        said = done.stdout + done.stderr
+        lacking = re.search(r"(\S+): cannot open shared object file", said) or re.search(r"(\S+) => not found", said)
+        if not lacking:
+            assert done.returncode == 0 or "statically linked" in said, (inside, said)
+            return re.findall(r"=> (/.*) \(0x", done.stdout)
+        folder = folder_of.get(lacking[1])
+        assert folder, (inside, said)
+        assert folder not in search.split(":"), (inside, said)
+        search += f":{folder}"
+
+
 @pytest.fixture
 def at_an_odd_place(bare: Bare, bundle: Path) -> Iterator[str]:
     with bare.lying(bundle, ODD):
@@ -136,36 +166,6 @@ def test_libraries(bare: Bare, bundle: Path, place: str) -> None:
                 assert found.startswith((f"{place}/", "/lib/", "/lib64/", "/usr/lib/")), (inside, found)
     print(f"\n{len(files)} libraries and programs")
     assert len(files) > 300
-
-
-def is_loaded(path: Path, bundle: Path) -> bool:
-    """Whether it is a library or a program, and not just what the compiler links."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        head = file.read(18)
-    if head[:4] != b"\x7fELF" or head[16] not in {2, 3}:
-        return False
-    linked = path.is_relative_to(bundle / "toolchain/usr/lib") or path.is_relative_to(bundle / "toolchain/usr/lib64")
-    return not linked or path.name in {"cc1plus", "collect2", "liblto_plugin.so"}
-
-
-def libraries(bare: Bare, inside: str, search: str, folder_of: dict[str, str]) -> list[str]:
-    """The paths that the loader finds for what a file needs.
-
-    What its package loads before it, from another folder of the bundle, counts as found.
-    """
-    while True:
-        done = bare.run("/lib64/ld-linux-x86-64.so.2", "--list", inside, LD_LIBRARY_PATH=search)
-        said = done.stdout + done.stderr
-        lacking = re.search(r"(\S+): cannot open shared object file", said) or re.search(r"(\S+) => not found", said)
-        if not lacking:
-            assert done.returncode == 0 or "statically linked" in said, (inside, said)
-            return re.findall(r"=> (/.*) \(0x", done.stdout)
-        folder = folder_of.get(lacking[1])
-        assert folder, (inside, said)
-        assert folder not in search.split(":"), (inside, said)
-        search += f":{folder}"
 
 
 def test_eager_at_an_odd_place(bare: Bare, at_an_odd_place: str) -> None:
