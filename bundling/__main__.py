@@ -68,6 +68,8 @@ def make(site: Path, bundle: Path) -> None:
     compile_all(bundle)
 
     components = describe(closure, theirs | copied, fetched, packages, bundle)
+    for each in fetched:
+        shutil.rmtree(each.root)
     time = datetime.datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH") or _commit_time()), datetime.UTC)
     version = closure.needed[OURS].version
     manifest.write_sbom(bundle / manifest.SBOM, OURS, version, components, time)
@@ -101,7 +103,7 @@ def copy_distributions(closure: Closure, site: Path, packages: Path) -> list[Pur
         for path in distributions.files(distribution):
             if not (site / path).is_file():
                 continue
-            if why := prune.reason(path):
+            if why := prune.reason(path, closure.accelerator):
                 left_out.append(path)
                 bytes_of[why] += (site / path).stat().st_size
             elif name != OURS or path.parts[0].endswith(".dist-info"):
@@ -152,23 +154,25 @@ def copy_our_code(bundle: Path) -> None:
     """Copy the packages, the protocol, and what starts them."""
     for package in ("backend", "common"):
         shutil.copytree(REPOSITORY / package, bundle / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyi"))
-    for name in ("proto/backend.proto", "run.sh", "README.md"):
+    for name in ("proto/backend.proto", "run.sh"):
         folder.copy(REPOSITORY / name, bundle / name)
     folder.copy(REPOSITORY / "packaging/bundle-environment.sh", bundle / "lib/environment.sh")
 
 
 def compile_all(bundle: Path) -> None:
-    """Bytecode that is never compared with its source: nothing is written at run time, and times do not matter."""
-    command = ["python3", "-I", "-m", "compileall", "-q", "-j", str(os.cpu_count() or 1)]
+    """Bytecode that is never compared with its source: nothing is written at run time, and times do not matter.
+
+    Raises:
+        LookupError: the bundle's interpreter does not run here.
+
+    """
+    command = [str(bundle / "python/bin/python3"), "-m", "compileall", "-q", "-j", str(os.cpu_count() or 1)]
     command += ["--invalidation-mode", "unchecked-hash", "-s", str(bundle), "-x", prune.UNCOMPILED.pattern, str(bundle)]
     # A hash seed of its own would order the sets in the bytecode anew each time.
-    subprocess.run(
-        command,
-        executable=bundle / "python/bin/python3",
-        env={"PYTHONHASHSEED": "0"},
-        stdout=subprocess.DEVNULL,
-        check=False,
-    )
+    subprocess.run(command, env={"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL, check=False)
+    # Files that are no modules, templates above all, fail; ours may not.
+    if not list((bundle / "common/__pycache__").glob("model.*.pyc")):
+        raise LookupError("the bundle's interpreter compiles nothing")
 
 
 def describe(

@@ -31,7 +31,7 @@ def copy(python: Path, libraries: Path) -> list[PurePosixPath]:
         relative = PurePosixPath(path.relative_to(stdlib))
         if not path.is_file():
             continue
-        if prune.reason(relative, prune.STDLIB_PRUNED):
+        if prune.stdlib_reason(relative):
             left_out.append(relative)
         else:
             folder.copy(path, python / "lib" / VERSION / relative)

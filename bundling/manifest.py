@@ -30,15 +30,6 @@ def write_manifest(bundle: Path, facts: Mapping[str, Any]) -> None:
     (bundle / MANIFEST).write_text(f'{head},\n "files": [\n{files}\n]}}\n', encoding="utf-8")
 
 
-def differences(bundle: Path) -> list[str]:
-    """What is not as the manifest says: paths that were changed, are gone, or have come in addition."""
-    said = {entry["path"]: entry for entry in json.loads((bundle / MANIFEST).read_text(encoding="utf-8"))["files"]}
-    found = {
-        entry["path"]: entry for path in bundle.rglob("*") if _listed(path, bundle) for entry in [_entry(path, bundle)]
-    }
-    return sorted(path for path in said.keys() | found.keys() if said.get(path) != found.get(path))
-
-
 def write_sbom(path: Path, name: str, version: str, components: Iterable[Component], time: datetime.datetime) -> None:
     """Write the bill of materials of the bundle; two of the same components are the same file."""
     bom = Bom(serial_number=uuid.uuid5(uuid.NAMESPACE_URL, f"{name}@{version}@{time.isoformat()}"))

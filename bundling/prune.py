@@ -20,7 +20,6 @@ PRUNED = (
     ("torch/lib/libbackend_with_compiler.so", "tests"),
     ("torch/lib/libjitbackend_test.so", "tests"),
     ("torch/lib/libtorchbind_test.so", "tests"),
-    ("torch/include/*", "headers; those that inductor's code reaches are copied by headers.py"),
     ("torch/share/*", "for building with CMake"),
     ("cv2/data/*", "face detectors"),
     ("numba/np/ufunc/tbbpool.*", "for libtbb, which comes with nothing here"),
@@ -36,6 +35,14 @@ PRUNED = (
     ("*.lib", "static libraries"),
     ("*.cmake", "for building with CMake"),
     ("*.pyi", "types, for checkers"),
+    ("*.dist-info/direct_url.json", "a path of the building machine"),
+    ("*.dist-info/INSTALLER", "says nothing"),
+    ("*.dist-info/REQUESTED", "says nothing"),
+    ("*.dist-info/RECORD", "rewritten: it would name what is left out"),
+)
+# On a GPU kernels are built from sources of several packages; on a CPU by inductor alone.
+PRUNED_ON_CPU = (
+    ("torch/include/*", "headers; those that inductor's code reaches are copied by headers.py"),
     ("*.pxd", "sources"),
     ("*.pyx", "sources"),
     ("*.c", "sources"),
@@ -44,11 +51,6 @@ PRUNED = (
     ("*.cu", "sources"),
     ("*.h", "headers"),
     ("*.hpp", "headers"),
-    ("*.dist-info/direct_url.json", "a path of the building machine"),
-    ("*.dist-info/INSTALLER", "says nothing"),
-    ("*.dist-info/REQUESTED", "says nothing"),
-    ("*.dist-info/RECORD", "rewritten: it would name what is left out"),
-    ("*.pth", "sets paths of the building machine"),
 )
 # The same for the standard library, below lib/pythonX.Y.
 STDLIB_PRUNED = (
@@ -93,12 +95,20 @@ DANGLING = (
 )
 
 
-def reason(path: PurePosixPath, pruned: Iterable[tuple[str, str]] = PRUNED) -> str | None:
-    """Why the file is left out; None where it stays."""
-    text = str(path)
-    if pruned is PRUNED and any(fnmatch.fnmatchcase(text, pattern) for pattern in KEPT):
+def reason(path: PurePosixPath, accelerator: str) -> str | None:
+    """Why the file of a package, below site-packages, is left out; None where it stays."""
+    if any(fnmatch.fnmatchcase(str(path), pattern) for pattern in KEPT):
         return None
-    return next((why for pattern, why in pruned if fnmatch.fnmatchcase(text, pattern)), None)
+    return _first(path, PRUNED + (PRUNED_ON_CPU if accelerator == "cpu" else ()))
+
+
+def stdlib_reason(path: PurePosixPath) -> str | None:
+    """The same for a file of the standard library."""
+    return _first(path, STDLIB_PRUNED)
+
+
+def _first(path: PurePosixPath, rules: Iterable[tuple[str, str]]) -> str | None:
+    return next((why for pattern, why in rules if fnmatch.fnmatchcase(str(path), pattern)), None)
 
 
 @dataclasses.dataclass(frozen=True, order=True)

@@ -8,13 +8,15 @@ from bundling import headers, prune
 
 
 def test_reasons() -> None:
-    assert prune.reason(PurePosixPath("torch/bin/protoc")) == "tests and protoc"
-    assert prune.reason(PurePosixPath("torch/bin/torch_shm_manager")) is None
-    assert prune.reason(PurePosixPath("numpy/linalg/tests/test_linalg.py")) == "tests"
-    assert prune.reason(PurePosixPath("numpy/testing/__init__.py")) is None
-    assert prune.reason(PurePosixPath("tkinter/ttk.py"), prune.STDLIB_PRUNED) == "windows"
-    assert prune.reason(PurePosixPath("torch-2.dist-info/licenses/test/LICENSE")) is None
-    assert prune.reason(PurePosixPath("site-packages/x.dist-info/licenses/y"), prune.STDLIB_PRUNED) is not None
+    assert prune.reason(PurePosixPath("torch/bin/protoc"), "cpu") == "tests and protoc"
+    assert prune.reason(PurePosixPath("torch/bin/torch_shm_manager"), "cpu") is None
+    assert prune.reason(PurePosixPath("numpy/linalg/tests/test_linalg.py"), "cpu") == "tests"
+    assert prune.reason(PurePosixPath("numpy/testing/__init__.py"), "cpu") is None
+    assert prune.reason(PurePosixPath("torch-2.dist-info/licenses/test/LICENSE"), "cpu") is None
+    assert prune.reason(PurePosixPath("triton/include/cuda.h"), "cpu") == "headers"
+    assert prune.reason(PurePosixPath("triton/include/cuda.h"), "cuda13") is None
+    assert prune.stdlib_reason(PurePosixPath("tkinter/ttk.py")) == "windows"
+    assert prune.stdlib_reason(PurePosixPath("site-packages/x.dist-info/licenses/y")) is not None
 
 
 @pytest.mark.parametrize(
