@@ -35,7 +35,7 @@ def bundle() -> Path:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
     assert is_private(), "make test-bundle calls unshare"
     loopback()
     folder = tmp_path_factory.mktemp("bare")
@@ -47,7 +47,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
         shutil.copytree(ensure(name), place)
         for path in (place, *place.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-    return bare
+    yield bare
+    for name in ("models", "tmp"):
+        shutil.rmtree(bare.root / name)  # pytest keeps its folders
 
 
 def server(bare: Bare, run_sh: str, **environment: str) -> Backend:
