@@ -61,7 +61,8 @@ def make(site: Path, bundle: Path) -> None:
     elves = elf.read_all(python)
     ours = {path: found for path, found in elves.items() if not path.is_relative_to(packages)}
     if closure.accelerator == "cpu":
-        ours |= toolchain.needs(bundle / "toolchain")
+        theirs |= libraries.copy_programs(bundle / "bin")
+        ours |= toolchain.needs(bundle / "toolchain") | elf.read_all(bundle / "bin")
     copied, fetched = libraries.copy(bundle / "lib", elves | ours)
     ours |= elf.read_all(bundle / "lib")
     elf.look_in(ours, bundle / "lib")
@@ -169,7 +170,9 @@ def compile_all(bundle: Path) -> None:
     command = [str(bundle / "python/bin/python3"), "-m", "compileall", "-q", "-j", str(os.cpu_count() or 1)]
     command += ["--invalidation-mode", "unchecked-hash", "-s", str(bundle), "-x", prune.UNCOMPILED.pattern, str(bundle)]
     # A hash seed of its own would order the sets in the bytecode anew each time.
-    subprocess.run(command, env={"PYTHONHASHSEED": "0"}, stdout=subprocess.DEVNULL, check=False)
+    subprocess.run(
+        command, env={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}, stdout=subprocess.DEVNULL, check=False
+    )
     # Files that are no modules, templates above all, fail; ours may not.
     if not list((bundle / "common/__pycache__").glob("model.*.pyc")):
         raise LookupError("the bundle's interpreter compiles nothing")

@@ -1,4 +1,4 @@
-"""lib/: the libraries of the building machine that the bundle needs and no system must have."""
+"""lib/ and bin/: what the bundle needs of the building machine, and no other must have."""
 
 import os
 import shutil
@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bundling import elf
+from bundling import folder as files
 from bundling.origin import Fetched
 
 # Nobody links it: run.sh preloads it, for vLLM's CPU engine allocates a lot.
 _TCMALLOC = ("libtcmalloc_minimal.so.4", "libtcmalloc-minimal4")
+# For the cores and the memory nodes; without it no worker starts.
+_PROGRAMS = ("lscpu",)
 # A process must have one OpenMP runtime, and PyTorch brings its own; numba asks for it by its full name.
 _OPENMP = ("libgomp.so.1", "libgomp.so.1.0.0")
 
@@ -49,6 +52,22 @@ def copy(folder: Path, elves: Mapping[Path, elf.Elf]) -> tuple[set[Path], list[F
             sources.add(here[name])
         wanted = [name for name in elf.missing(known) if not (folder / name).exists()]
     return {path for path in sources if not any(path.is_relative_to(each.root) for each in fetched)}, fetched
+
+
+def copy_programs(folder: Path) -> set[Path]:
+    """Copy the programs that vLLM's CPU engine calls; returns whence.
+
+    Raises:
+        LookupError: this machine doesn't have one of them.
+
+    """
+    sources = set()
+    for name in _PROGRAMS:
+        if not (found := shutil.which(name)):
+            raise LookupError(f"{name} is not installed")
+        files.copy(Path(found).resolve(), folder / name)
+        sources.add(Path(found).resolve())
+    return sources
 
 
 def _fetch(package: str) -> Fetched:

@@ -1,12 +1,11 @@
 """Which CPUs the threads of a CPU engine are bound to.
 
-vLLM's own choice (`auto`) is one CPU of each core, one core left to its scheduler. It asks `lscpu` for them, which a
-bare machine doesn't have, and it does not see a control group's quota: on 64 cores with the time of two, 63 threads
-would wait for each other most of the time. There the same rule is applied here, to the cores that the time is for.
+vLLM's own choice (`auto`) is one CPU of each core, one core left to its scheduler. It does not see a control group's
+quota: on 64 cores with the time of two, 63 threads would wait for each other most of the time. There the same rule is
+applied here, to as many cores as the time is for.
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,27 +22,24 @@ def bind(ranks: int) -> str:
     if _GIVEN:
         return f"{VARIABLE}={_GIVEN}, as given"
     cores = _cores(sorted(os.sched_getaffinity(0)))
-    value, why = choose(cores, cgroup.processors(), ranks, lscpu=shutil.which("lscpu") is not None)
+    value, why = choose(cores, cgroup.processors(), ranks)
     os.environ[VARIABLE] = value
     return f"{VARIABLE}={value}, for {why}"
 
 
-def choose(cores: Sequence[int], quota: float | None, ranks: int, *, lscpu: bool) -> tuple[str, str]:
+def choose(cores: Sequence[int], quota: float | None, ranks: int) -> tuple[str, str]:
     """The variable's value, and why.
 
     Args:
         cores: one CPU of each core, neighbours in memory together.
         quota: processor time that may be used, in cores; None: all.
         ranks: worker processes.
-        lscpu: whether vLLM can find out about the cores itself.
 
     """
-    usable = list(cores) if quota is None else list(cores[: max(int(quota), 1)])
-    if len(usable) == len(cores) and lscpu:
-        return "auto", f"{_counted(len(cores), 'core')}"
-    why = f"{_counted(len(cores), 'core')}, of which one CPU each"
-    if quota is not None:
-        why += f", and a quota of {quota:g}"
+    if quota is None or quota >= len(cores):
+        return "auto", _counted(len(cores), "core")
+    usable = list(cores[: max(int(quota), 1)])
+    why = f"{_counted(len(cores), 'core')} and a quota of {quota:g}"
     if len(usable) < ranks:
         return "nobind", f"{why}: fewer than the {ranks} workers"
     # As vLLM does: a core for the scheduler beside each worker, where there are more.

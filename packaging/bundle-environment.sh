@@ -11,7 +11,7 @@ export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$here/lib"
 if [ -d "$here/toolchain" ]; then
     # By name, for a list of paths ends at a space. The engine's processes bind their threads with this libgomp.
     export LD_PRELOAD="${LD_PRELOAD-libtcmalloc_minimal.so.4:libgomp.so.1}"
-    # Inductor's compiler, by name for the same reason; after all other folders, under a name that none of them has.
+    # Inductor's compiler, by name for the same reason, which no other folder has; and lscpu, which vLLM asks.
     export CXX="${CXX:-bundled-g++}"
-    export PATH="${PATH:+$PATH:}$here/toolchain/bin"
+    export PATH="${PATH:+$PATH:}$here/bin:$here/toolchain/bin"
 fi

@@ -10,48 +10,42 @@ from common.cpu_threads import VARIABLE, bind, choose
 EIGHT = tuple(range(8))
 
 
-def test_vllm_chooses_where_it_can_see_all() -> None:
-    assert choose(EIGHT, None, 1, lscpu=True)[0] == "auto"
-    assert choose(EIGHT, 8.0, 1, lscpu=True)[0] == "auto"
+def test_vllm_chooses_where_nothing_limits_it() -> None:
+    assert choose(EIGHT, None, 1) == ("auto", "8 cores")
+    assert choose(EIGHT, 8.0, 1) == ("auto", "8 cores")
 
 
 @pytest.mark.parametrize(
     ("quota", "ranks", "expected"),
     [
-        (None, 1, "0,1,2,3,4,5,6"),  # one core for the scheduler, as vLLM leaves it
+        (7.9, 1, "0,1,2,3,4,5"),  # one core for the scheduler, as vLLM leaves it
         (4.0, 1, "0,1,2"),
         (3.7, 1, "0,1"),
         (2.0, 1, "0"),
         (1.0, 1, "0"),
         (0.3, 1, "0"),
-        (None, 2, "0,1,2|3,4,5"),
-        (None, 3, "0,1|2,3|4"),
+        (6.0, 2, "0,1|2,3"),
+        (7.0, 3, "0,1|2|3"),
         (3.0, 2, "0|1"),
         (2.0, 2, "0|1"),
         (2.0, 3, "nobind"),
     ],
 )
-def test_chosen_here(quota: float | None, ranks: int, expected: str) -> None:
-    value, why = choose(EIGHT, quota, ranks, lscpu=False)
+def test_chosen_here(quota: float, ranks: int, expected: str) -> None:
+    value, why = choose(EIGHT, quota, ranks)
     assert value == expected
-    assert "8 cores" in why
-    assert (f"a quota of {quota:g}" if quota else "8 cores") in why
-
-
-def test_a_quota_counts_where_vllm_could_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose(EIGHT, 4.0, 1, lscpu=True)[0] == "0,1,2"
+    assert f"8 cores and a quota of {quota:g}" in why
 
 
 def test_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_threads, "_GIVEN", None)
-    monkeypatch.setattr(cgroup, "processors", lambda: 1.0)
-    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(cgroup, "processors", lambda: 0.5)
     monkeypatch.setenv(VARIABLE, "before")
     said = bind(1)
     chosen = os.environ[VARIABLE]
     assert chosen in map(str, os.sched_getaffinity(0))
     assert f"{VARIABLE}={chosen}" in said
-    assert "a quota of 1" in said
+    assert "a quota of 0.5" in said
 
 
 def test_what_the_user_says_stays(monkeypatch: pytest.MonkeyPatch) -> None:
