@@ -169,7 +169,7 @@ def compile_all(bundle: Path) -> None:
     """
     command = [str(bundle / "python/bin/python3"), "-m", "compileall", "-q", "-j", str(os.cpu_count() or 1)]
     command += ["--invalidation-mode", "unchecked-hash", "-s", str(bundle), "-x", prune.UNCOMPILED.pattern, str(bundle)]
-    # A hash seed of its own would order the sets in the bytecode anew each time.
+    # With a seed of its own each run would order sets anew; and compileall leaves alone what its imports have written.
     subprocess.run(
         command, env={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}, stdout=subprocess.DEVNULL, check=False
     )
