@@ -6,11 +6,12 @@ MAKEFLAGS += --no-print-directory
 PYTHON := .venv/bin/python
 
 MODEL ?=
+BUNDLE ?=
 PROMPT ?= What is the capital of France?
 TESTS ?= tests
 FUZZ_CASES ?= 100000
 
-.PHONY: help demo test fuzz chaos control check install lock clean
+.PHONY: help demo test fuzz chaos control test-bundle check install lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -44,12 +45,20 @@ fuzz: ## 100,000 hostile cases against a server with an engine (FUZZ_CASES=10000
 	@./install.sh --extra demo --extra test
 	$(PYTHON) -m pytest -s tests/fuzz
 
+test-bundle: export BUNDLE := $(BUNDLE)
+test-bundle: ## pack a bundle and run it where there is nothing else (root only; BUNDLE=folder: one that is packed)
+	@./install.sh --extra demo --extra test
+	bundle=$${BUNDLE:-dist/bundle}
+	[ -n "$$BUNDLE" ] || ./package.sh "$$bundle"
+	$(PYTHON) -m tests.models scripted smollm2
+	BUNDLE=$$bundle unshare --mount --net --pid --fork --kill-child --mount-proc $(PYTHON) -m pytest -s tests/bundle
+
 check: ## ruff, mypy --strict, shellcheck, and whether the stubs match
 	@./install.sh --extra demo --extra test
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	.venv/bin/shellcheck --external-sources --check-sourced install.sh run.sh packaging/lock.sh .ci/run
+	.venv/bin/shellcheck --external-sources --check-sourced install.sh package.sh run.sh packaging/lock.sh packaging/bundle-environment.sh .ci/run
 	$(PYTHON) -m pytest -q tests/unit/test_stubs.py tests/unit/test_wire.py
 
 install: ## install into .venv and generate the stubs
@@ -59,4 +68,4 @@ lock: ## make packaging/locks anew (UPGRADE=1: with the newest versions)
 	@packaging/lock.sh
 
 clean: ## remove what was installed and made
-	rm -rf .venv .uv .models common/pb
+	rm -rf .venv .uv .models common/pb dist

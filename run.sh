@@ -1,10 +1,27 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Starts the backend: `run.sh --addr HOST:PORT`. Execs Python, so this process id is the server's.
+# Calls no command: in a bundle it works where there is none.
 set -eu
-here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
-python="$here/.venv/bin/python"
+case $0 in
+*/*) self=$0 ;;
+*) self=./$0 ;;
+esac
+while [ -L "$self" ]; do
+    link=$(command -p readlink -- "$self") || { echo "run.sh: $self is a link, which needs readlink" >&2; exit 1; }
+    case $link in
+    /*) self=$link ;;
+    *) self=${self%/*}/$link ;;
+    esac
+done
+here=$(CDPATH='' cd -P -- "${self%/*}/" && pwd -P)
 # An orchestrator may leave descriptor 0 closed, and the first file opened would take its place.
 [ "${1-}" = chat ] || exec </dev/null
+if [ -d "$here/python" ]; then
+    # shellcheck source=packaging/bundle-environment.sh
+    . "$here/lib/environment.sh"
+else
+    python=$here/.venv/bin/python
+fi
 if [ ! -x "$python" ] || [ ! -d "$here/common/pb" ]; then
     echo "run.sh: nothing is installed in $here/.venv; run $here/install.sh first" >&2
     exit 1

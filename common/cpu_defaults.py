@@ -14,10 +14,11 @@ from typing import Any
 
 import psutil
 
+from common import cgroup
+
 GIB = 1024**3
 MOST_KV_BYTES = 4 * GIB
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def cpu_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,13 +44,7 @@ def cpu_flags() -> set[str]:
 
 
 def available_memory() -> int:
-    """Bytes that this process can still take: of the machine, or of its control group where that has less."""
+    """Bytes that this process can still take: of the machine, or of its control groups where those have less."""
     available = int(psutil.virtual_memory().available)
-    try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-            available = min(available, max(int(limit) - used, 0))
-    except (OSError, ValueError):
-        pass  # no limit, or no control groups
-    return available
+    left = cgroup.memory_left()
+    return available if left is None else min(available, left)

@@ -17,9 +17,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-from common import orphan_watch, tracing
+from common import cpu_threads, orphan_watch, tracing
 from common.abilities import Abilities
 from common.concurrency import to_its_end
+from common.cpu_defaults import GIB, available_memory
 from common.engine_args import LoadPlan
 from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import InvalidRequest, LoadFailed
@@ -128,6 +129,8 @@ class Engine:
         def build() -> tuple[AsyncLLM, ParserChoice]:
             config, parsers = configure(plan)
             _compile_nothing(config.model_config.enforce_eager)
+            if current_platform.is_cpu():
+                _say_what_is_used(config)
             plan.limits.apply(config)
             enter("spawning the engine process")
             with tracing.sending_to(plan.traces_endpoint):
@@ -227,11 +230,18 @@ def _why_no_parsers(config: VllmConfig) -> str | None:
 def _compile_nothing(eager: bool) -> None:
     """Keep the sampler's few compiled functions of an eager CPU engine eager too.
 
-    The first request for log-probabilities would otherwise hold up all others for 14 s, and kill the engine where the
-    path has a space, which the compiler's command line does not survive.
+    The first request for log-probabilities would otherwise hold up all others for 14 s.
     """
     if current_platform.is_cpu() and _DYNAMO_DISABLE is None:
         os.environ["TORCHDYNAMO_DISABLE"] = "1" if eager else "0"
+
+
+def _say_what_is_used(config: VllmConfig) -> None:
+    """Choose the CPUs, and log them with the memory of the KV cache."""
+    parallel = config.parallel_config
+    logger.info("load: %s", cpu_threads.bind(parallel.local_world_size * parallel.data_parallel_size_local))
+    if size := config.cache_config.kv_cache_memory_bytes:
+        logger.info("load: %.1f GiB for the KV cache, %.1f GiB are free", size / GIB, available_memory() / GIB)
 
 
 async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") -> None:

@@ -14,6 +14,7 @@ import torch
 import vllm
 from vllm.platforms import current_platform
 
+from common import cpu_threads
 from common.cpu_defaults import available_memory, cpu_defaults, cpu_flags
 from common.engine import configure
 from common.engine_args import plan_load
@@ -54,6 +55,7 @@ def environment() -> Iterator[tuple[str, str]]:
         defaults["kv_cache_memory_bytes"] = _bytes(defaults.get("kv_cache_memory_bytes", 0))
         if space := os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             defaults["kv_cache_memory_bytes"] = f"{space} GiB (VLLM_CPU_KVCACHE_SPACE)"
+        yield "threads", cpu_threads.bind(ranks=1)
         yield "default engine arguments", ", ".join(f"{name} {value}" for name, value in sorted(defaults.items()))
     yield "environment for vLLM", ", ".join(f"{name}={os.environ.get(name, '')}" for name in DEFAULTS)
 

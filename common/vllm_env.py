@@ -2,6 +2,13 @@
 
 import os
 
+from common import cgroup
+from common.cpu_defaults import GIB, available_memory
+from common.home import ensure_home
+
+# What one compiler takes that builds CUDA kernels.
+_JOB_BYTES = 4 * GIB
+
 DEFAULTS = {
     # All engine output on stderr: it is followed during a load, and stdout stays empty.
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -16,5 +23,12 @@ DEFAULTS = {
 
 def prepare_environment() -> None:
     """Set what the user has not set. Call before vLLM is first imported."""
+    ensure_home()
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    processors = len(os.sched_getaffinity(0))
+    if (quota := cgroup.processors()) is not None and quota < processors:
+        processors = max(int(quota), 1)
+        # OpenMP counts the CPUs, and does not see how much of their time it gets.
+        os.environ.setdefault("OMP_NUM_THREADS", str(processors))
+    os.environ.setdefault("MAX_JOBS", str(max(min(processors, available_memory() // _JOB_BYTES), 1)))

@@ -1,11 +1,11 @@
 """What is chosen for a CPU where the user chooses nothing."""
 
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from common import cgroup
 from common import cpu_defaults as room
 from common.cpu_defaults import GIB, MOST_KV_BYTES, available_memory, cpu_defaults
 
@@ -58,18 +58,10 @@ def test_the_cache_has_a_ceiling(machine: dict[str, Any]) -> None:
     assert cpu_defaults({})["kv_cache_memory_bytes"] == MOST_KV_BYTES
 
 
-@pytest.mark.parametrize(
-    ("limit", "used", "expected"),
-    [("max", "5", 100), ("50", "20", 30), ("500", "20", 100), ("50", "60", 0), ("odd", "20", 100), (None, None, 100)],
-)
-def test_memory_of_the_control_group(
-    limit: str | None, used: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room, "_CGROUP", tmp_path)
+@pytest.mark.parametrize(("left", "expected"), [(None, 100), (30, 30), (500, 100), (0, 0)])
+def test_memory_of_the_control_group(left: int | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "memory_left", lambda: left)
     monkeypatch.setattr(psutil, "virtual_memory", type("Memory", (), {"available": 100}))
-    if limit is not None and used is not None:
-        (tmp_path / "memory.max").write_text(limit + "\n")
-        (tmp_path / "memory.current").write_text(used + "\n")
     assert available_memory() == expected
 
 

@@ -1,0 +1,55 @@
+"""Which CPUs an engine's threads get."""
+
+import os
+
+import pytest
+
+from common import cgroup, cpu_threads
+from common.cpu_threads import VARIABLE, bind, choose
+
+EIGHT = tuple(range(8))
+
+
+def test_vllm_chooses_where_nothing_limits_it() -> None:
+    assert choose(EIGHT, None, 1) == ("auto", "8 cores")
+    assert choose(EIGHT, 8.0, 1) == ("auto", "8 cores")
+
+
+@pytest.mark.parametrize(
+    ("quota", "ranks", "expected"),
+    [
+        (7.9, 1, "0,1,2,3,4,5"),  # one core for the scheduler, as vLLM leaves it
+        (4.0, 1, "0,1,2"),
+        (3.7, 1, "0,1"),
+        (2.0, 1, "0"),
+        (1.0, 1, "0"),
+        (0.3, 1, "0"),
+        (6.0, 2, "0,1|2,3"),
+        (7.0, 3, "0,1|2|3"),
+        (3.0, 2, "0|1"),
+        (2.0, 2, "0|1"),
+        (2.0, 3, "nobind"),
+    ],
+)
+def test_chosen_here(quota: float, ranks: int, expected: str) -> None:
+    value, why = choose(EIGHT, quota, ranks)
+    assert value == expected
+    assert f"8 cores and a quota of {quota:g}" in why
+
+
+def test_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_threads, "_GIVEN", None)
+    monkeypatch.setattr(cgroup, "processors", lambda: 0.5)
+    monkeypatch.setenv(VARIABLE, "before")
+    said = bind(1)
+    chosen = os.environ[VARIABLE]
+    assert chosen in map(str, os.sched_getaffinity(0))
+    assert f"{VARIABLE}={chosen}" in said
+    assert "a quota of 0.5" in said
+
+
+def test_what_the_user_says_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_threads, "_GIVEN", "0-1")
+    monkeypatch.setenv(VARIABLE, "0-1")
+    assert bind(1) == f"{VARIABLE}=0-1, as given"
+    assert os.environ[VARIABLE] == "0-1"
