@@ -8,7 +8,7 @@ their own. An ambiguous grammar can hide the same trouble in other shapes; which
 
 import re
 
-from common.grammar_recursion import doubled
+from common.grammar_recursion import spoiled
 
 # Measured with 49,000 tokens: 1.5 s to compile; time grows with the square.
 MOST_CHARACTERS = 100_000
@@ -37,8 +37,8 @@ def too_much(grammar: str) -> str | None:
         for sequence in _SEQUENCE.findall(body):
             if (count := _longest_run(sequence.split(" "), optional)) > MOST_OPTIONALS:
                 return f"has {count} optional parts in a row; use at most {MOST_OPTIONALS}"
-    if (name := doubled(rules)) is not None:
-        return f"rule {name} can be several of itself with nothing between; use a repetition"
+    if reason := spoiled(rules):
+        return reason
     for name in rules:
         levels, repeats = _nesting(name, rules)
         if levels > MOST_LEVELS:

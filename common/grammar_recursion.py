@@ -1,14 +1,15 @@
-"""Whether a rule of a grammar can be several of itself, with nothing between: `s ::= s s | [a-z]`.
+"""Rules of a grammar that recursion spoils: they never end, or can be several of themselves with nothing between.
 
-Such a rule reads n characters in a number of ways that grows exponentially with n, and xgrammar keeps up with them
-between two steps of all requests: 0.3 s a token after 100 tokens, of `s ::= s s s | s s | [a-z]*` 3 s after 10. No
-grammar needs one: a repetition says the same. llama.cpp refuses every rule that begins with itself, so also these;
-other left recursion, such as `sum ::= sum "+" term | term`, is cheap here and stays.
+`s ::= "a" s` has no text that is whole; where nothing else can follow, the engine finds no token that it may take, and
+ends the request with an error. `s ::= s s | [a-z]` reads n characters in a number of ways that grows exponentially with
+n, and xgrammar keeps up with them between two steps of all requests: 0.3 s a token after 100 tokens, of
+`s ::= s s s | s s | [a-z]*` 3 s after 10. No grammar needs one: a repetition says the same. llama.cpp refuses every
+rule that begins with itself, so also these; other left recursion, as of `sum ::= sum "+" term | term`, is cheap here.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 # Tokens of a rule's body as xgrammar writes it. What comes after a lookahead's bracket consumes no text.
 _ELEMENT = re.compile(
@@ -30,13 +31,30 @@ class _Part:
     """How often at least and at most; -1: without end."""
 
 
+def spoiled(rules: dict[str, str]) -> str | None:
+    """Why the grammar of `rules` (name -> body, as `str(xgrammar.Grammar)` writes it) is refused; None: it is not."""
+    if (name := endless(rules)) is not None:
+        return f"rule {name} never ends: each of its alternatives leads back to it"
+    if (name := doubled(rules)) is not None:
+        return f"rule {name} can be several of itself with nothing between; use a repetition"
+    return None
+
+
+def endless(rules: dict[str, str]) -> str | None:
+    """The name of a rule that has no finite text; None where there is none."""
+    alternatives = _all_alternatives(rules)
+    known = {""} | {part.rule for _, parts in alternatives for part in parts if part.rule not in rules}
+    finite = _finite(alternatives, known)
+    return next((name for name in rules if name not in finite), None)
+
+
 def doubled(rules: dict[str, str]) -> str | None:
     """The name of a rule that can be two or more of itself and nothing else; None where there is none.
 
-    `rules`: name -> body, as `str(xgrammar.Grammar)` writes it. Time grows with the size, and with its square / 64.
+    Time grows with the size of the grammar, and with its square / 64.
     """
-    alternatives = [(head, list(parts)) for head, body in rules.items() for parts in _alternatives(body)]
-    empty = _empty(alternatives)
+    alternatives = _all_alternatives(rules)
+    empty = _finite(alternatives, frozenset())
     numbers = {name: number for number, name in enumerate(rules)}
 
     def may_vanish(part: _Part) -> bool:
@@ -65,6 +83,10 @@ def doubled(rules: dict[str, str]) -> str | None:
     return None
 
 
+def _all_alternatives(rules: dict[str, str]) -> list[tuple[str, Sequence[_Part]]]:
+    return [(head, parts) for head, body in rules.items() for parts in _alternatives(body)]
+
+
 def _alternatives(body: str) -> Iterator[Sequence[_Part]]:
     parts: list[_Part] = []
     depth = 0
@@ -87,14 +109,14 @@ def _alternatives(body: str) -> Iterator[Sequence[_Part]]:
     yield parts
 
 
-def _empty(alternatives: Sequence[tuple[str, Sequence[_Part]]]) -> set[str]:
-    """The rules that may be no text at all."""
+def _finite(alternatives: Sequence[tuple[str, Sequence[_Part]]], known: Collection[str]) -> set[str]:
+    """The rules that can be put together of rules in `known`; of none: those that may be no text at all."""
     waiting: dict[str, list[int]] = {}
     missing = []
     found: set[str] = set()
     ready: list[str] = []
     for index, (head, parts) in enumerate(alternatives):
-        firm = [part for part in parts if part.low]
+        firm = [part for part in parts if part.low and part.rule not in known]
         missing.append(len(firm))
         for part in firm:
             waiting.setdefault(part.rule, []).append(index)

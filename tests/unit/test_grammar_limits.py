@@ -24,6 +24,9 @@ def chain(rules: int) -> str:
         ("root ::= a*\na ::= b*\nb ::= c*\nc ::= [a-z]*", "repetition of a repetition"),
         ("root ::= a+\na ::= b+\nb ::= c+\nc ::= [a-z]", "repetition of a repetition"),
         ("root ::= x{1,100000}\nx ::= y{1,100000}\ny ::= [a-z]?", "times in all"),
+        ("root ::= root", "rule root never ends"),
+        ('root ::= x [a-z]\nx ::= x "a" x? | "b" x', "never ends"),
+        ('root ::= "a" | "b" x\nx ::= y+\ny ::= x{2,3} "c"', "never ends"),
         ("root ::= s\ns ::= s s s | s s | [a-z ]*", "rule s can be several of itself"),
         ('root ::= root root | "a"', "rule root can be several of itself"),
         ('root ::= "x" s\ns ::= s s s | "a"', "rule s can be several of itself"),
@@ -49,13 +52,13 @@ def test_refused(grammar: str, why: str) -> None:
         'root ::= ([a-z]{1,100} " "){1,100}',
         "root ::= ([a-z]{1,30}){1,30}",
         'root ::= (ws "x" ws)*\nws ::= [ \\n]*',
-        "root ::= root",
         'root ::= sum\nsum ::= sum [+-] term | term\nterm ::= [0-9]+ | "(" sum ")"',
         "root ::= root [+-] root | [0-9]",
         'root ::= s\ns ::= "(" s ")" s | ""',
         'root ::= value\nvalue ::= "[" (value ("," value)*)? "]" | "{" (text ":" value)* "}" | text\ntext ::= [a-z]*',
         'root ::= a a\na ::= b b\nb ::= c c\nc ::= "x"?',
         'root ::= s\ns ::= s{0} "a"? "b"',
+        'root ::= "a" root? | x\nx ::= [0-9]* "b" (=root)',
     ],
     ids=lambda value: value[:40],
 )
@@ -70,6 +73,7 @@ def test_schemas() -> None:
         {"enum": [f"word{i}" for i in range(100_000)]},
         {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}},
         {"type": "string", "pattern": "^((a{1,1000}){1,1000}){1,1000}$"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
     ):
         with pytest.raises(InvalidRequest) as caught:
             structured_outputs("", {"json_schema": json.dumps(schema)})
