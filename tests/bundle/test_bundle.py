@@ -26,7 +26,7 @@ pytestmark = [
 ODD = "/opt/an odd place, näme & 'quote'"
 MOVED = "/srv/elsewhere"
 PORT_SECONDS = 30.0  # what the orchestrator gives it; the first start reads everything from the disk
-LINES = ("plain", "reasoning", "one call")
+LINES = ("plain", "reasoning", "tool", "unicode")
 
 
 @pytest.fixture(scope="module")
