@@ -243,7 +243,7 @@ async def test_all_documents_in_one_prompt(engines: Engines) -> None:
     result = await model.rerank(pb.RerankRequest(query=QUERY, documents=documents))
     scores = {each.index: each.relevance_score for each in result.results}
     assert [scores[index] for index in range(len(documents))] == pytest.approx(expected.tolist(), abs=1e-4)
-    assert max(scores.values()) - min(scores.values()) > 0.1
+    assert max(scores.values()) - min(scores.values()) > 0.01
     assert result.usage.prompt_tokens == ids.numel()
     with pytest.raises(InvalidRequest, match=r"^query with documents: .*2048 tokens"):
         await model.rerank(pb.RerankRequest(query=QUERY, documents=["Köln"] * 500))
