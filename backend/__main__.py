@@ -64,6 +64,7 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
 
     """
     from backend import metrics_port
+    from backend.call_slots import keep_call_slots
     from backend.counters import Counters
     from backend.lifecycle import Lifecycle
     from backend.parent_watch import watch_parent
@@ -72,6 +73,7 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     from backend.sockets import is_local, listen
 
     loop = asyncio.get_running_loop()
+    keep_call_slots(loop)
     lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout, limits=settings.limits)
     _allow_many_connections()
     metrics = metrics_port.bind(settings.metrics_addr) if settings.metrics_addr else None

@@ -4,8 +4,10 @@ FUZZ_CASES says how many, FUZZ_SEED which, FUZZ_ONLY=hostile:17 or frames:100-20
 """
 
 import asyncio
+import contextlib
 import os
 import random
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -111,6 +113,26 @@ async def test_without_a_model(bare: Backend) -> None:
         for part in (*apart(corpus()), *apart(named(0, 1000))):
             await runner.run(part)
     check(runner)
+
+
+async def test_a_port_that_changes_hands_while_vllm_is_imported() -> None:
+    """Each time gRPC lets go of memory that its core still writes to; an import takes it for objects of its own."""
+    case = cases.read(CORPUS / "path-not-utf8.json")
+    assert isinstance(case, cases.Wire)
+    with Backend(env=ENVIRONMENT) as backend:
+        backend.wait_for_health()
+        address = ("127.0.0.1", int(backend.addr.rpartition(":")[2]))
+        sent = 0
+        while backend.exit_status is None and "vLLM imported in" not in backend.stderr:
+            # The port is shut for a moment, while it changes hands.
+            with contextlib.suppress(OSError), socket.create_connection(address, timeout=1) as connection:
+                connection.sendall(b"".join(case.parts))
+                connection.settimeout(0.2)
+                connection.recv(1000)
+                sent += 1
+        print(f"{sent} sent, {backend.stderr.count('the port was closed')} changes")
+        assert backend.exit_status is None
+        backend.wait_for_health()
 
 
 async def test_what_is_right_is_answered(bare: Backend) -> None:
