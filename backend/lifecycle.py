@@ -11,13 +11,12 @@ What each RPC answers in each of them stands in docs/reliability.md; how the pro
 import asyncio
 import contextlib
 import enum
-import importlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from backend.slow_import import import_in_thread
 from common.admission import Limits
 from common.concurrency import to_its_end
 from common.engine_log import StageClock
@@ -31,7 +30,6 @@ from common.errors import (
     Unsupported,
 )
 from common.pb import backend_pb2 as pb
-from common.vllm_env import prepare_environment
 
 if TYPE_CHECKING:
     from common.model import Model
@@ -152,21 +150,7 @@ class Lifecycle:
 
     def import_in_background(self) -> None:
         """Import vLLM in a thread, so that LoadModel finds it warm. The thread never holds up the process's exit."""
-        loop = asyncio.get_running_loop()
-
-        def import_model() -> None:
-            prepare_environment()
-            started = time.monotonic()
-            try:
-                module = importlib.import_module("common.model")
-            except BaseException as error:  # LoadModel answers with it
-                logger.exception("vLLM can't be imported")
-                loop.call_soon_threadsafe(self._warm.set_exception, LoadFailed(f"vLLM can't be imported: {error}"))
-                return
-            logger.info("vLLM imported in %.1f s", time.monotonic() - started)
-            loop.call_soon_threadsafe(self._warm.set_result, module)
-
-        threading.Thread(target=import_model, name="import-vllm", daemon=True).start()
+        import_in_thread("common.model", self._warm)
 
     async def load(self, options: pb.ModelOptions) -> None:
         """Load the model that `options` ask for. One that is loaded the same way stays; another one goes first.

@@ -5,16 +5,13 @@ which is strict and wins. Options without dashes are the backend's own, `key:val
 parser beats them, because the orchestrator appends its defaults in that form.
 """
 
-import copy
 import dataclasses
 import logging
 import math
 import os
-import typing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import pydantic
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from vllm import AsyncEngineArgs, envs
@@ -24,24 +21,21 @@ from vllm.platforms import current_platform
 from common import worker_memory
 from common.admission import Limits
 from common.cpu_defaults import cpu_defaults
+from common.engine_fields import FIELDS, STRUCTURED_OUTPUTS, as_config, checked, engine_args_json
 from common.errors import InvalidRequest
 from common.lora import NO_ADAPTERS, AdapterPlan, plan_adapters
 from common.media_connector import CONNECTOR, NO_DOMAIN
-from common.messages import parse_json
 from common.options import flag_values, split_options
 from common.pb import backend_pb2 as pb
 from common.reranker_files import head_overrides, read_template
-from common.wording import closest, first_problem
+from common.wording import first_problem
 
 logger = logging.getLogger(__name__)
 
-# One structured-output backend per engine: with "auto" the first odd request would fix it for all others.
-_STRUCTURED_OUTPUTS = {"backend": "xgrammar"}
 # One vector for each token: the caller pools.
 _UNPOOLED = "token_embed"
 # The orchestrator sets these in EngineArgs unless its user does, there or as an option.
 _IMPOSED = ("enable_prefix_caching", "enable_chunked_prefill")
-_FIELDS = {field.name: field for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +106,7 @@ class LoadPlan:
             # Not part of the plan: the memory that is free differs from call to call.
             args = cpu_defaults(args) | args
         try:
-            return AsyncEngineArgs(**{name: _as_config(name, value) for name, value in args.items()})
+            return AsyncEngineArgs(**{name: as_config(name, value) for name, value in args.items()})
         except (ValueError, TypeError) as error:
             raise InvalidRequest("EngineArgs", first_problem(error)) from error
 
@@ -127,14 +121,14 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
     if options.SwapSpace:
         logger.warning("SwapSpace: vLLM 0.32 has no swap space; the value %d has no effect", options.SwapSpace)
     model = resolve_model(options)
-    args: dict[str, Any] = {"structured_outputs_config": _STRUCTURED_OUTPUTS, "allowed_media_domains": [NO_DOMAIN]}
+    args: dict[str, Any] = {"structured_outputs_config": STRUCTURED_OUTPUTS, "allowed_media_domains": [NO_DOMAIN]}
     args |= limits.engine_args()
     args |= {"model": model, "served_model_name": options.Model or model}
     adapters = plan_adapters(options, model)
     args |= _typed_fields(options) | adapters.engine_args
     own, flags = split_options(options.Options, options.ModelPath)
-    flagged = flag_values(flags, _FIELDS)
-    given = _engine_args_json(options.EngineArgs)
+    flagged = flag_values(flags, FIELDS)
+    given = engine_args_json(options.EngineArgs)
     args |= flagged | given
     args |= _pooling(own.get("pooling", ""), args)
     adapters.check(args)
@@ -245,7 +239,7 @@ def _typed_fields(options: pb.ModelOptions) -> dict[str, Any]:
         ("Tokenizer", "tokenizer"),
     ):
         if text := getattr(options, field):
-            args[name] = _checked(field, name, text)
+            args[name] = checked(field, name, text)
     for field, name in (
         ("TrustRemoteCode", "trust_remote_code"),
         ("EnforceEager", "enforce_eager"),
@@ -276,50 +270,3 @@ def _typed_fields(options: pb.ModelOptions) -> dict[str, Any]:
     if limits:
         args["limit_mm_per_prompt"] = limits
     return args
-
-
-def _engine_args_json(text: str) -> dict[str, Any]:
-    if not text.strip():
-        return {}
-    given = parse_json("EngineArgs", text)
-    if not isinstance(given, dict):
-        raise InvalidRequest("EngineArgs", f"must be a JSON object, not {type(given).__name__}")
-    return {name: _checked(f"EngineArgs[{name!r}]", name, value) for name, value in given.items()}
-
-
-def _checked(where: str, name: str, value: Any) -> Any:
-    """`value` in the type of the engine argument `name`, which must exist; objects stay as they came."""
-    field = _FIELDS.get(name)
-    if field is None:
-        raise InvalidRequest(where, f"is not an engine argument of vLLM 0.32{closest(name, _FIELDS)}")
-    if value is None:
-        if field.default is None:
-            return None
-        raise InvalidRequest(where, "must not be null")
-    if name == "structured_outputs_config" and isinstance(value, dict):
-        value = _STRUCTURED_OUTPUTS | value
-    try:
-        if isinstance(value, dict) and _as_config(name, value) is not value:
-            return value  # checked; made anew for each engine
-        checked = pydantic.TypeAdapter(cast("Any", field.type)).validate_python(value)
-        return value if isinstance(value, dict | list) else checked
-    except pydantic.ValidationError as error:
-        raise InvalidRequest(where, f"{value!r}: {first_problem(error)}") from error
-    except pydantic.PydanticUserError:
-        return value  # a type that pydantic can't describe; vLLM checks it itself
-
-
-def _as_config(name: str, value: Any) -> Any:
-    """A config object of vLLM for a JSON object, where the argument is one: some of these vLLM does not make itself.
-
-    Made anew for each engine, since vLLM writes into them.
-    """
-    if dataclasses.is_dataclass(value):
-        return copy.deepcopy(value)
-    if not isinstance(value, dict):
-        return value
-    kinds = typing.get_args(_FIELDS[name].type) or (_FIELDS[name].type,)
-    config = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
-    if config is None or any(typing.get_origin(kind) is dict for kind in kinds):
-        return value
-    return pydantic.TypeAdapter(cast("Any", config)).validate_python(value)

