@@ -14,6 +14,7 @@ from vllm.outputs import PoolingRequestOutput
 from vllm.renderers.chat_utils import ChatTemplateConfig
 from vllm.utils.mistral import is_mistral_tokenizer
 
+from common.concurrency import task_group
 from common.embedding_request import EmbeddingRequest, embedding_request, is_heavy, too_long
 from common.engine import Engine
 from common.lora import Adapters
@@ -125,15 +126,12 @@ class Embedder:
         chunks.maybe_pre_process_chunked(context)
         pieces = [each["prompts"] for each in context.engine_inputs]
         admit(self._llm, len(pieces))
-        tasks = [
-            asyncio.create_task(pool(self._llm, piece, params, request.request_id, lora_request=adapter))
-            for piece in pieces
-        ]
-        try:
-            context.final_res_batch = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        async with task_group() as group:
+            tasks = [
+                group.create_task(pool(self._llm, piece, params, request.request_id, lora_request=adapter))
+                for piece in pieces
+            ]
+        context.final_res_batch = [task.result() for task in tasks]
         await asyncio.to_thread(chunks.post_process_online, context)
         (output,) = context.final_res_batch
         return output

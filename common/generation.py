@@ -21,7 +21,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.clock import Clock, ObservedClock
 from common.detokenization import TokenByToken, reads_one_token
-from common.errors import EngineGone, InvalidRequest
+from common.errors import InvalidRequest
 from common.logprobs import logprob_entries
 from common.lora import Adapters
 from common.media_prompt import choose_resampler, named, raw_prompt
@@ -29,7 +29,7 @@ from common.observation import NOBODY, Caller
 from common.parsers import ParserChoice
 from common.reply import Completion, Delta, ToolCall, Usage, joined
 from common.request import GenerationRequest
-from common.vllm_errors import ENGINE_STOPPING, admit, translated
+from common.vllm_errors import admit, check_finish, translated
 
 logger = logging.getLogger(__name__)
 
@@ -276,11 +276,7 @@ class Run:
             self.logprobs += logprob_entries(completion.token_ids, completion.logprobs, self._request.top_logprobs)
         if completion.finish_reason is None:
             return
-        if completion.finish_reason == "abort":
-            raise EngineGone(ENGINE_STOPPING)
-        if completion.finish_reason == "error":
-            msg = "the engine ended the request with an error; it is in the engine's log"
-            raise RuntimeError(msg)
+        check_finish(completion.finish_reason)
         self.usage.prompt_ms, self.usage.generation_ms = self._clock.times(output.metrics)
         logger.debug("request %s: %s after %s", self._request.request_id, completion.finish_reason, self.usage)
 

@@ -10,7 +10,7 @@ from vllm.outputs import PoolingRequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.errors import EngineGone, Overloaded
-from common.vllm_errors import ENGINE_STOPPING
+from common.vllm_errors import ENGINE_ERROR, ENGINE_STOPPING
 
 
 async def pool(
@@ -45,8 +45,7 @@ async def pool(
     if last is not None and last.error is not None:
         if last.error.retryable:
             raise Overloaded(last.error.message)
-        msg = "the engine ended the request with an error; it is in the engine's log"
-        raise RuntimeError(msg)
+        raise RuntimeError(ENGINE_ERROR)
     if last is None or not last.finished or last.outputs.data is None:
         raise EngineGone(ENGINE_STOPPING)
     return last

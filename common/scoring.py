@@ -15,6 +15,7 @@ from vllm.lora.request import LoRARequest
 from vllm.renderers.params import TokenizeParams
 from vllm.tokenizers.detokenizer_utils import convert_prompt_ids_to_tokens, detokenize_incrementally
 
+from common.concurrency import task_group
 from common.engine import Engine
 from common.errors import EngineGone, InvalidRequest
 from common.logprobs import LOWEST
@@ -23,7 +24,7 @@ from common.pb import backend_pb2 as pb
 from common.probes import Probe, Tokens
 from common.score_plan import Plan, Scoring
 from common.tokens import MOST_CHARACTERS
-from common.vllm_errors import ENGINE_STOPPING, admit, translated
+from common.vllm_errors import ENGINE_STOPPING, admit, check_finish, translated
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -81,15 +82,11 @@ class Scorer:
 
     async def _ask_all(self, probes: Sequence[Probe], adapter: LoRARequest | None) -> list["RequestOutput"]:
         call = uuid.uuid4().hex
-        try:
-            async with asyncio.TaskGroup() as group:
-                asked = [
-                    group.create_task(self._ask(probe, f"score-{call}-{index}", adapter))
-                    for index, probe in enumerate(probes)
-                ]
-        except BaseExceptionGroup as errors:
-            # The first; the others are of requests that ended with it.
-            raise errors.exceptions[0] from None
+        async with task_group() as group:
+            asked = [
+                group.create_task(self._ask(probe, f"score-{call}-{index}", adapter))
+                for index, probe in enumerate(probes)
+            ]
         return [task.result() for task in asked]
 
     async def _ask(self, probe: Probe, request_id: str, adapter: LoRARequest | None) -> "RequestOutput":
@@ -98,11 +95,9 @@ class Scorer:
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 last = output
-        if last is None or last.outputs[0].finish_reason == "abort":
+        if last is None:
             raise EngineGone(ENGINE_STOPPING)
-        if last.outputs[0].finish_reason == "error":
-            msg = "the engine ended the request with an error; it is in the engine's log"
-            raise RuntimeError(msg)
+        check_finish(last.outputs[0].finish_reason)
         return last
 
     async def _read_beginning(self) -> Tokens:

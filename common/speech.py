@@ -25,7 +25,7 @@ from common.pb import backend_pb2 as pb
 from common.speech_file import FIELD, SECOND, Clip, clips
 from common.speech_prompt import TRANSLATED_INTO, Prompter, Task
 from common.transcript import Segment, Text, diarized_segments, timed_segments
-from common.vllm_errors import ENGINE_STOPPING, admit, translated
+from common.vllm_errors import ENGINE_STOPPING, admit, check_finish, translated
 
 logger = logging.getLogger(__name__)
 
@@ -224,11 +224,7 @@ class _Run:
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 completion = output.outputs[0]
-                if completion.finish_reason == "abort":
-                    raise EngineGone(ENGINE_STOPPING)
-                if completion.finish_reason == "error":
-                    msg = "the engine ended the request with an error; it is in the engine's log"
-                    raise RuntimeError(msg)
+                check_finish(completion.finish_reason)
                 yield completion
 
 

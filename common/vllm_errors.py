@@ -13,6 +13,7 @@ from common.request import from_vllm
 
 ENGINE_DIED = "the engine died; its last error is in the log"
 ENGINE_STOPPING = "the engine is being shut down"
+ENGINE_ERROR = "the engine ended the request with an error; it is in the engine's log"
 
 
 @contextlib.contextmanager
@@ -59,6 +60,20 @@ def admit(llm: AsyncLLM, requests: int = 1) -> None:
             f"{llm.get_num_queued_tokens()} prompt tokens wait for their prefill, and"
             f" {limits.max_num_queued_tokens} are admitted (--max-waiting-tokens); try again later"
         ) from error
+
+
+def check_finish(reason: str | None) -> None:
+    """Return where a request goes on, or has ended (`finish_reason`) with an answer.
+
+    Raises:
+        EngineGone: the engine was shut down meanwhile.
+        RuntimeError: a bug, ours or vLLM's.
+
+    """
+    if reason == "abort":
+        raise EngineGone(ENGINE_STOPPING)
+    if reason == "error":
+        raise RuntimeError(ENGINE_ERROR)
 
 
 def _translate(error: BaseException, prompt_field: str) -> BaseException:
