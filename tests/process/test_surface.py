@@ -217,7 +217,7 @@ def test_json_log_lines() -> None:
         assert backend.stop().status == 0
         ours = [json.loads(line) for line in backend.stderr.splitlines() if line.startswith("{")]
         assert ours[0]["message"].startswith("listening on ")
-        assert {"backend", "backend.lifecycle"} <= {line["logger"] for line in ours}
+        assert {"backend", "backend.slow_import"} <= {line["logger"] for line in ours}
         assert all({"time", "level", "logger", "message"} <= line.keys() for line in ours)
         assert not [line for line in backend.stderr.splitlines() if "[backend" in line]
 
