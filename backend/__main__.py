@@ -1,7 +1,6 @@
 """argv -> Settings -> run. Imports nothing heavy: the port must open before vLLM is imported."""
 
 import asyncio
-import functools
 import logging
 import os
 import resource
@@ -16,12 +15,12 @@ from backend.settings import Settings, SettingsError, parse_settings
 if TYPE_CHECKING:
     import grpc
 
+    from backend.lifecycle import Lifecycle
+
 logger = logging.getLogger("backend")
 
 # Sixty-four times the connections that the orchestrator has at most.
 MOST_DESCRIPTORS = 65536
-# Longest that requests of a server whose port another one took over may go on.
-_RETIRED_SECONDS = 3600.0
 
 
 def main() -> None:
@@ -64,7 +63,6 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
 
     """
     from backend import metrics_port
-    from backend.call_slots import keep_call_slots
     from backend.counters import Counters
     from backend.lifecycle import Lifecycle
     from backend.parent_watch import watch_parent
@@ -73,13 +71,11 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     from backend.sockets import is_local, listen
 
     loop = asyncio.get_running_loop()
-    keep_call_slots(loop)
     lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout, limits=settings.limits)
     _allow_many_connections()
     metrics = metrics_port.bind(settings.metrics_addr) if settings.metrics_addr else None
     counters = Counters() if metrics else None
-    build = functools.partial(build_server, settings, lifecycle, counters)
-    server = build()
+    server = build_server(settings, lifecycle, counters)
     addr = listen(server, settings.addr, _credentials(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop)
@@ -99,33 +95,20 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
         metrics_port.serve_in_background(metrics, counters, lifecycle)
     lifecycle.import_in_background()
 
-    stopped = asyncio.create_task(lifecycle.stopped())
-    retired: set[asyncio.Task[None]] = set()
-    while not await _accepts_until(stopped, server):
-        former, server = server, build()
-        listen(server, addr, _credentials(settings))
-        await server.start()
-        # What it still serves goes on.
-        task = asyncio.create_task(former.stop(_RETIRED_SECONDS))
-        retired.add(task)
-        task.add_done_callback(retired.discard)
-    cause = stopped.result()
+    cause = await _stopped(lifecycle, server)
     logger.info("stopping: %s", cause or "asked to")
     await shut_down(lifecycle, server, drain_seconds=settings.drain_seconds, shutdown_timeout=settings.shutdown_timeout)
     leave(1 if cause else 0, cause)
 
 
-async def _accepts_until(stopped: "asyncio.Task[str | None]", server: "grpc.aio.Server") -> bool:
-    """Wait for `stopped`: true; false where `server` accepts nothing any more, and another must take its port over.
-
-    gRPC's accepting loop ends for good with a request whose path is no UTF-8, before anybody is asked for a token.
-    """
+async def _stopped(lifecycle: "Lifecycle", server: "grpc.aio.Server") -> str | None:
+    """Wait for what ends the process; the cause, if it is a failure. A server that accepts nothing any more is one."""
+    stopped = asyncio.create_task(lifecycle.stopped())
     ended = asyncio.create_task(server.wait_for_termination())
     await asyncio.wait([stopped, ended], return_when=asyncio.FIRST_COMPLETED)
     if stopped.done():
-        return True  # `ended` goes on: cancelled, it would take the server's own end with it
-    logger.warning("the port was closed by a request that gRPC can't read: %s", type(ended.exception()).__name__)
-    return False
+        return stopped.result()  # `ended` goes on: cancelled, it would take the server's own end with it
+    return f"gRPC accepts no more calls: {ended.exception() or 'its server has ended'}"
 
 
 def _credentials(settings: Settings) -> "grpc.ServerCredentials | None":

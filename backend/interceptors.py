@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import DecodeError
 
+from backend.accepting import UNKNOWN_PATH
 from backend.counters import Counters
 from backend.errors import status_of
 from common.errors import InvalidRequest
@@ -29,7 +30,7 @@ _ON_THE_WAY = 0.02
 
 
 class Counting(grpc.aio.ServerInterceptor):
-    """Counts the RPCs of one service, also those that the interceptors after it refuse."""
+    """Counts the RPCs of one service, and those of no service; also those that the interceptors after it refuse."""
 
     def __init__(self, service: ServiceDescriptor, counters: Counters) -> None:
         self._methods = {f"/{service.full_name}/{method.name}": method.name for method in service.methods}
@@ -42,7 +43,7 @@ class Counting(grpc.aio.ServerInterceptor):
         """See `grpc.aio.ServerInterceptor`."""
         handler = await continuation(handler_call_details)
         path = handler_call_details.method
-        if not path.startswith(self._prefix):
+        if path != UNKNOWN_PATH and not path.startswith(self._prefix):
             return handler
         method = self._methods.get(path, UNKNOWN_METHOD)
         if handler is None:

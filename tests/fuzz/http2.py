@@ -43,7 +43,7 @@ def request_headers(method: str, **more: str) -> Headers:
     return [
         (b":method", b"POST"),
         (b":scheme", b"http"),
-        (b":path", method.encode()),
+        (b":path", method.encode(errors="surrogateescape")),
         (b":authority", b"localhost"),
         (b"te", b"trailers"),
         (b"content-type", b"application/grpc"),

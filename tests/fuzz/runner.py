@@ -24,14 +24,11 @@ from tests.process.orchestrator import Backend
 
 DEADLINE = 30.0
 AT_ONCE = 48
-# Seconds after which a port that has changed hands has done so for those who are connected, too.
-_SETTLED = 1.5
 _CHANNELS = 4
 _PAUSE = 0.02  # between the parts of a case
 _LISTEN = 0.25  # for what a server says to what needs no answer
 
 REFUSED = "refused"
-_PATIENCE = 20  # tries to connect, 0.1 s apart
 _Code = grpc.StatusCode
 ALLOWED = frozenset(
     (
@@ -104,8 +101,6 @@ class Runner:
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(client(self._channels[index % _CHANNELS]) for index in range(AT_ONCE)))
-        if any(isinstance(case, Wire) for case in last.values()):
-            await asyncio.sleep(_SETTLED)
         if last:
             self._look(last)
 
@@ -167,16 +162,11 @@ async def _write(host: str, port: int, case: Wire) -> str:
     loop = asyncio.get_running_loop()
     said = b""
     with contextlib.ExitStack() as stack:
-        # The port may be shut for a moment, while it changes hands.
-        for _ in range(_PATIENCE):
-            connection = stack.enter_context(socket.socket())
-            connection.setblocking(False)
-            try:
-                await loop.sock_connect(connection, (host, port))
-                break
-            except ConnectionError:
-                await asyncio.sleep(0.1)
-        else:
+        connection = stack.enter_context(socket.socket())
+        connection.setblocking(False)
+        try:
+            await loop.sock_connect(connection, (host, port))
+        except ConnectionError:
             return REFUSED
         with contextlib.suppress(OSError, TimeoutError):
             for index, part in enumerate(case.parts):

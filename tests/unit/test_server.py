@@ -593,8 +593,8 @@ async def test_malformed_requests_and_unknown_methods_are_counted(
     await status(raw(counted, f"/{SERVICE}/Predict", b"\xff\xff"))
     for path in (f"/{SERVICE}/One", f"/{SERVICE}/Two", "/other.Service/Nope"):
         await status(raw(counted, path, b""))
-    await eventually(lambda: counters.finished.total() == 3)
-    assert counters.finished == {("Predict", "INVALID_ARGUMENT"): 1, ("unknown", "UNIMPLEMENTED"): 2}
+    await eventually(lambda: counters.finished.total() == 4)
+    assert counters.finished == {("Predict", "INVALID_ARGUMENT"): 1, ("unknown", "UNIMPLEMENTED"): 3}
 
 
 async def test_the_refused_are_counted_too(lifecycle: FakeLifecycle, counters: Counters) -> None:
