@@ -4,6 +4,7 @@ The loop is the one of vLLM's own OpenAI server, which is what answers are compa
 DELTA outputs; a whole answer for FINAL_ONLY, so that nothing is done per token.
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -22,6 +23,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from common.clock import Clock, ObservedClock
 from common.detokenization import TokenByToken, reads_one_token
 from common.errors import InvalidRequest
+from common.grammar import check_tools
 from common.logprobs import logprob_entries
 from common.lora import Adapters
 from common.media_prompt import choose_resampler, named, raw_prompt
@@ -241,6 +243,8 @@ class Run:
                 generator.most_tokens,
             )
             params = request.openai.to_sampling_params(max_tokens, generator.default_sampling)
+            if request.has_tools and params.structured_outputs is not None:
+                await asyncio.to_thread(check_tools, params.structured_outputs)
             if parser is not None and reads_one_token(parser):
                 self._token_by_token = TokenByToken(generator.llm.get_tokenizer(), params, prompt_ids)
             reasoning: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import xgrammar
-from vllm.sampling_params import check_json_nesting
+from vllm.sampling_params import StructuredOutputsParams, check_json_nesting
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from common.errors import InvalidRequest
@@ -28,6 +28,10 @@ _TOKEN = re.compile(
 _TOKEN_REFERENCE = re.compile(r"!?<[^<>\s]*>")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _ANY_CHARACTER = r"[\u0000-\U0010FFFF]"
+# How xgrammar writes a schema's `pattern`. What it makes of one is not known before it compiles, which takes no
+# tokenizer: the vocabulary is a stop token and a letter.
+_PATTERN = "Regex("
+_NO_VOCABULARY = xgrammar.TokenizerInfo(["\0", "a"], vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[0])
 
 
 def structured_outputs(grammar: str, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -74,12 +78,32 @@ def xgrammar_ebnf(gbnf: str) -> str:
     if "::=" not in ebnf:
         raise InvalidRequest("Grammar", "has no rule; write GBNF rules (root ::= …) or a JSON schema object")
     try:
-        compiled = str(xgrammar.Grammar.from_ebnf(ebnf))
+        grammar = xgrammar.Grammar.from_ebnf(ebnf)
     except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
         raise InvalidRequest("Grammar", _reason(error)) from None
-    if excess := too_much(compiled):
+    if excess := too_much(str(grammar)):
         raise InvalidRequest("Grammar", excess)
+    _check_patterns("Grammar", grammar)
     return ebnf
+
+
+def check_tools(constraint: StructuredOutputsParams) -> None:
+    """Return where xgrammar can compile what calls of strict, required or named tools must match.
+
+    Raises:
+        InvalidRequest: it can't; the engine would find out later, and end the request with an error.
+
+    """
+    try:
+        if constraint.structural_tag is not None:
+            grammar = xgrammar.Grammar.from_structural_tag(constraint.structural_tag)
+        elif constraint.json is not None:
+            grammar = xgrammar.Grammar.from_json_schema(constraint.json)
+        else:
+            return
+    except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
+        raise InvalidRequest("Tools", _reason(error)) from None
+    _check_patterns("Tools", grammar)
 
 
 def _rewrite(gbnf: str) -> str:
@@ -139,14 +163,28 @@ def _json_schema(field: str, schema: Any) -> dict[str, Any]:
         # The engine's own checks, which it would make later and without the field's name.
         check_json_nesting(schema)
         unsupported = has_xgrammar_unsupported_json_features(schema)
-        compiled = str(xgrammar.Grammar.from_json_schema(json.dumps(schema)))
+        grammar = xgrammar.Grammar.from_json_schema(json.dumps(schema))
     except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
         raise InvalidRequest(field, _reason(error)) from None
     if unsupported:
         raise InvalidRequest(field, "has features that xgrammar can't enforce (such as multipleOf or uniqueItems)")
-    if excess := too_much(compiled):
+    if excess := too_much(str(grammar)):
         raise InvalidRequest(field, excess)
+    _check_patterns(field, grammar)
     return {"structured_outputs": {"json": schema}}
+
+
+def _check_patterns(field: str, grammar: xgrammar.Grammar) -> None:
+    if _PATTERN not in str(grammar):
+        return
+    try:
+        xgrammar.GrammarCompiler(_NO_VOCABULARY, max_threads=1).compile_grammar(grammar)
+    except Exception:  # noqa: BLE001  # xgrammar raises what its C++ gives: here, that an inner check of it failed
+        raise InvalidRequest(
+            field,
+            "has a pattern that xgrammar can't compile; one that repeats something more than 128 times is"
+            " (minLength and maxLength, and grammars, may)",
+        ) from None
 
 
 def _reason(error: Exception) -> str:

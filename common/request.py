@@ -87,6 +87,11 @@ class GenerationRequest:
         return isinstance(self.openai, ChatCompletionRequest)
 
     @property
+    def has_tools(self) -> bool:
+        """Whether the model may, or must, call tools."""
+        return isinstance(self.openai, ChatCompletionRequest) and bool(self.openai.tools)
+
+    @property
     def prompt_field(self) -> str:
         """The wire's field that holds the prompt."""
         return "Messages" if self.is_chat else "Prompt"

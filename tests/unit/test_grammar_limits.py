@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from vllm.sampling_params import StructuredOutputsParams
 
 from common.errors import InvalidRequest
-from common.grammar import structured_outputs, xgrammar_ebnf
+from common.grammar import check_tools, structured_outputs, xgrammar_ebnf
 
 
 def chain(rules: int) -> str:
@@ -68,13 +69,31 @@ def test_taken(grammar: str) -> None:
 
 def test_schemas() -> None:
     items = {"type": "array", "items": {"type": "string", "maxLength": 1000}, "maxItems": 1000}
-    assert structured_outputs(json.dumps(items), {})
+    strings = [{"type": "string", "pattern": "^([0-9]{128}){1,20}$"}, {"type": "string", "maxLength": 1000}]
+    for taken in (items, *strings):
+        assert structured_outputs(json.dumps(taken), {})
     for schema in (
         {"enum": [f"word{i}" for i in range(100_000)]},
         {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}},
         {"type": "string", "pattern": "^((a{1,1000}){1,1000}){1,1000}$"},
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": "^[0-9]{129}$"}}},
         {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
     ):
         with pytest.raises(InvalidRequest) as caught:
             structured_outputs("", {"json_schema": json.dumps(schema)})
         assert caught.value.field == 'Metadata["json_schema"]'
+
+
+@pytest.mark.parametrize("length", [128, 129])
+@pytest.mark.parametrize("kind", ["json", "structural_tag"])
+def test_patterns_of_tools(kind: str, length: int) -> None:
+    schema = {"type": "object", "properties": {"digits": {"type": "string", "pattern": f"^[0-9]{{{length}}}$"}}}
+    content = {"type": "json_schema", "json_schema": schema}
+    tag = {"type": "structural_tag", "format": {"type": "tag", "begin": "<", "end": ">", "content": content}}
+    constraint = StructuredOutputsParams(**{kind: schema if kind == "json" else json.dumps(tag)})
+    if length == 128:
+        check_tools(constraint)
+        return
+    with pytest.raises(InvalidRequest, match="128 times") as caught:
+        check_tools(constraint)
+    assert caught.value.field == "Tools"
