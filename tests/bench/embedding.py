@@ -19,7 +19,6 @@ import uvloop
 from common.vllm_env import prepare_environment
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 prepare_environment()
 
 from backend.lifecycle import Lifecycle  # noqa: E402  # after the environment is prepared
