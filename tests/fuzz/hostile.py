@@ -163,6 +163,8 @@ def _tools(draw: random.Random, options: pb.PredictOptions) -> None:
     parameters = draw.choice((None, {}, {"type": "object"}, _value(draw, 0), _schema(draw)))
     one = {"type": "function", "function": {"name": draw.choice(("f", "", "a b", "💥")), "parameters": parameters}}
     many = draw.choice((1, 1, 2, 100, 3000)) if draw.random() < 0.3 else 1
+    # A little over the longest message; far longer ones would cost nobody but this client its time.
+    many = min(many, max(60 * _MIB // len(json.dumps(one)), 1))
     tools = [json.loads(json.dumps(one)) for _ in range(many)]
     for index, tool in enumerate(tools[1:]):
         tool["function"]["name"] = f"f{index}"
