@@ -31,6 +31,10 @@ def main() -> None:
         from backend import chat
 
         sys.exit(chat.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["worker"]:
+        from backend import worker
+
+        worker.main(sys.argv[2:])
     if sys.argv[1:2] == ["serve"]:
         from backend import follower
 

@@ -23,6 +23,8 @@ def main(argv: Sequence[str]) -> None:
     """Run `vllm ARGV`, which begins with `serve`; without --headless that is vLLM's HTTP server."""
     _log_our_own()
     prepare_environment()
+    # Of `run.sh worker`, if it was that which started this one.
+    orphan_watch.watch_server()
     # What vLLM spawns runs `backend/entry.py` first, as the server's own engine does.
     orphan_watch.announce()
     words = list(argv)
