@@ -17,7 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-from common import cpu_threads, network, orphan_watch, topology, tracing
+from common import cpu_threads, links, network, orphan_watch, topology, tracing
 from common.abilities import Abilities
 from common.concurrency import to_its_end
 from common.cpu_defaults import GIB, available_memory
@@ -26,6 +26,7 @@ from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import InvalidRequest, LoadFailed
 from common.parsers import ParserChoice, choose_parsers
 from common.processes import adopt_orphans, engine_processes, give_memory_back, kill
+from common.rank_watch import RankWatch, with_ranks
 from common.ranks import Ranks, built
 from common.statistics import EngineStatistics, Throughput
 from common.wording import first_problem
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 # What the user says about it, if anything.
 _DYNAMO_DISABLE = os.environ.get("TORCHDYNAMO_DISABLE")
+_LINK_TIMEOUT = os.environ.get(links.VARIABLE)
 # How often a cancelled load looks for processes that vLLM has started meanwhile.
 _KILL_INTERVAL = 0.1
 # How long the children of a failed load get to finish writing their last words.
@@ -69,6 +71,8 @@ class Engine:
         self._log = log
         self._stopping = False
         self._handler_failure: str | None = None
+        self._loss: str | None = None
+        self._rank_watch: RankWatch | None = None
         logging.getLogger(AsyncLLM.__module__).addFilter(self._notice_handler)
 
     @property
@@ -84,6 +88,8 @@ class Engine:
 
     async def cause_of_death(self) -> str:
         """The last error that the engine's processes wrote, or what else is known."""
+        if self._loss is not None:
+            return self._loss
         deadline = time.monotonic() + _AUTOPSY_SECONDS
         while True:
             if self._handler_failure is not None and all(process.is_running() for process in self._processes):
@@ -95,6 +101,19 @@ class Engine:
             await asyncio.sleep(_AUTOPSY_INTERVAL)
         gone = [str(process.pid) for process in self._processes if not process.is_running()]
         return f"engine process {', '.join(gone)} was killed" if gone else "it stopped answering"
+
+    def _watch_ranks(self) -> None:
+        parallel = self.llm.vllm_config.parallel_config
+        if topology.head_address(parallel):
+            self._rank_watch = RankWatch(*with_ranks(self.llm, parallel), self._lose)
+
+    def _lose(self, what: str) -> None:
+        """End as vLLM does where an engine process says that it dies."""
+        if self._stopping or self.llm.errored:
+            return
+        self._loss = what
+        self.llm.engine_core.resources.engine_dead = True
+        self.llm.engine_core.outputs_queue.put_nowait(EngineDeadError())
 
     def _notice_handler(self, record: logging.LogRecord) -> bool:
         """Keep why vLLM's output handler ended; out of the log goes what the exception says, and all of an ordered end.
@@ -140,10 +159,16 @@ class Engine:
             if current_platform.is_cpu():
                 _say_what_is_used(config)
             plan.limits.apply(config)
-            network.use_route_to(topology.head_address(config.parallel_config))
+            head = topology.head_address(config.parallel_config)
+            network.use_route_to(head)
+            _watch_links(is_distributed=bool(head))
             enter("spawning the engine process")
             shared = plan.shared_args(parsers.reasoning_parser)
-            with tracing.sending_to(plan.traces_endpoint), ranks.awaited(config.parallel_config, shared):
+            with (
+                tracing.sending_to(plan.traces_endpoint),
+                ranks.awaited(config.parallel_config, shared),
+                links.guarded_listeners(links.timeout()) if head else contextlib.nullcontext(),
+            ):
                 llm = AsyncLLM.from_vllm_config(
                     config,
                     usage_context=UsageContext.ENGINE_CONTEXT,
@@ -177,6 +202,7 @@ class Engine:
             await to_its_end(engine.stop(timeout=0))
             raise
         engine.abilities = Abilities.of(tasks, llm.model_config)
+        engine._watch_ranks()
         log.forget()
         return engine
 
@@ -187,6 +213,8 @@ class Engine:
         """
         started = time.monotonic()
         self._stopping = True
+        if self._rank_watch is not None:
+            await self._rank_watch.stop()
         llm = self.llm
         flushing = asyncio.create_task(tracing.flush()) if self._traced else None
         # Called in the loop, shutdown would cancel the output handler under the consumers and leave them waiting.
@@ -235,6 +263,14 @@ def _why_no_parsers(config: VllmConfig) -> str | None:
         # The orchestrator names parsers for some models by what they are called.
         return "the model is loaded for embeddings, ranking or classification, and writes nothing to parse"
     return None
+
+
+def _watch_links(*, is_distributed: bool) -> None:
+    """Make the engine's processes watch their connections where these lead to other machines."""
+    if is_distributed:
+        os.environ[links.VARIABLE] = str(links.timeout())
+    elif _LINK_TIMEOUT is None:
+        os.environ.pop(links.VARIABLE, None)
 
 
 def _compile_nothing(eager: bool) -> None:
