@@ -127,7 +127,7 @@ class BackendServicer(pb_grpc.BackendServicer):
         clock = self._lifecycle.load_clock
         if clock is not None and clock.stage is not None:
             memory.breakdown[f"loading, {clock.stage} (seconds)"] = int(clock.seconds)
-            memory.breakdown.update({f"waiting for {ranks}": int(clock.seconds) for ranks in clock.waiting})
+            memory.breakdown.update({f"waiting (seconds) for {ranks}": int(clock.seconds) for ranks in clock.waiting})
         return pb.StatusResponse(state=_STATES[self._lifecycle.state], memory=memory)
 
     def _caller(self, model: "Model", context: Context, observer: type[Request]) -> Caller:

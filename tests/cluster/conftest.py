@@ -24,9 +24,9 @@ def head(node: Node, *flags: str, host: str = "", env: dict[str, str] | None = N
     return Backend(run_sh=program, argv=argv, addr=addr, cwd=RUN_SH.parent, env=ENVIRONMENT | (env or {}))
 
 
-def follower(node: Node, *words: str, env: dict[str, str] | None = None) -> Backend:
+def follower(node: Node, *words: str, run_sh: Path = RUN_SH, env: dict[str, str] | None = None) -> Backend:
     """run.sh with these words in `node`; a context manager that ends it, and knows its processes and its output."""
-    program, *argv = node.argv(RUN_SH, *words)
+    program, *argv = node.argv(run_sh, *words)
     return Backend(run_sh=program, argv=argv, addr="", cwd=RUN_SH.parent, env=ENVIRONMENT | (env or {}))
 
 

@@ -13,7 +13,7 @@ from tests.process.wire import PARSERS, content, model_options, predict_options
 
 LINES = ("plain", "reasoning", "tool", "unicode")
 PATIENCE = 150.0
-_WAITING = "waiting for "
+_WAITING = "waiting (seconds) for "
 
 
 def options(model: Path, *own: str, **engine_args: Any) -> pb.ModelOptions:
