@@ -6,7 +6,9 @@ import logging
 import os
 import time
 import traceback
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 from vllm.config import VllmConfig
@@ -30,6 +32,8 @@ from common.rank_watch import RankWatch, with_ranks
 from common.ranks import Ranks, built
 from common.statistics import EngineStatistics, Throughput
 from common.wording import first_problem
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +75,7 @@ class Engine:
         self._log = log
         self._stopping = False
         self._handler_failure: str | None = None
-        self._loss: str | None = None
+        self._loss: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._rank_watch: RankWatch | None = None
         logging.getLogger(AsyncLLM.__module__).addFilter(self._notice_handler)
 
@@ -88,8 +92,8 @@ class Engine:
 
     async def cause_of_death(self) -> str:
         """The last error that the engine's processes wrote, or what else is known."""
-        if self._loss is not None:
-            return self._loss
+        if self._loss.done():
+            return self._loss.result()
         deadline = time.monotonic() + _AUTOPSY_SECONDS
         while True:
             if self._handler_failure is not None and all(process.is_running() for process in self._processes):
@@ -111,9 +115,24 @@ class Engine:
         """End as vLLM does where an engine process says that it dies."""
         if self._stopping or self.llm.errored:
             return
-        self._loss = what
+        self._loss.set_result(what)
         self.llm.engine_core.resources.engine_dead = True
         self.llm.engine_core.outputs_queue.put_nowait(EngineDeadError())
+
+    async def _unless_lost(self, asking: Coroutine[Any, Any, T]) -> T:
+        """The answer of all ranks; one that is gone gives none.
+
+        Raises:
+            LoadFailed: one is gone.
+
+        """
+        task = asyncio.ensure_future(asking)
+        ends: list[asyncio.Future[Any]] = [task, self._loss]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            raise LoadFailed(self._loss.result())
+        return task.result()
 
     def _notice_handler(self, record: logging.LogRecord) -> bool:
         """Keep why vLLM's output handler ended; out of the log goes what the exception says, and all of an ordered end.
@@ -194,15 +213,15 @@ class Engine:
                 raise LoadFailed(_load_failure(error, lines, ranks)) from error
         engine = cls(llm, parsers, engine_processes(), log, traced=plan.traces_endpoint is not None)
         try:
+            engine._watch_ranks()
             # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
-            tasks = await llm.get_supported_tasks()
+            tasks = await engine._unless_lost(llm.get_supported_tasks())
             engine.statistics = EngineStatistics(throughput)
-            await engine.statistics.measure_memory(llm)
+            await engine._unless_lost(engine.statistics.measure_memory(llm))
         except BaseException:
             await to_its_end(engine.stop(timeout=0))
             raise
         engine.abilities = Abilities.of(tasks, llm.model_config)
-        engine._watch_ranks()
         log.forget()
         return engine
 
