@@ -6,11 +6,15 @@ whatever comes next, under an identity and in a state that the next head can't k
 """
 
 import contextlib
+import math
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import psutil
+
+_ADDRESS_SECONDS = 10.0
 
 
 class Link(NamedTuple):
@@ -53,9 +57,26 @@ class HeadWatch:
         return bool(gone) and bool(come)
 
 
-def links_with(host: str, processes: Iterable[psutil.Process]) -> frozenset[Link]:
-    """The established connections of `processes` with `host`, but those among themselves. Asks the resolver."""
-    addresses = _addresses(host)
+class Addresses:
+    """All that a host's name has stood for so far; a head that is started again elsewhere takes its name along."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._known = {_plain(host)}
+        self._asked = -math.inf
+
+    def __call__(self) -> set[str]:
+        """Asks the resolver now and then, which may take its time."""
+        if time.monotonic() - self._asked > _ADDRESS_SECONDS:
+            with contextlib.suppress(OSError):
+                found = socket.getaddrinfo(self._host, None, type=socket.SOCK_STREAM)
+                self._known |= {_plain(str(info[4][0])) for info in found}
+            self._asked = time.monotonic()
+        return self._known
+
+
+def links_with(addresses: Collection[str], processes: Iterable[psutil.Process]) -> frozenset[Link]:
+    """The established connections of `processes` with a machine, but those among themselves."""
     found = set()
     for process in processes:
         with contextlib.suppress(psutil.Error, OSError):
@@ -65,13 +86,6 @@ def links_with(host: str, processes: Iterable[psutil.Process]) -> frozenset[Link
     return frozenset(
         link for link in found if link.remote[0] in addresses and Link(link.remote, link.local) not in found
     )
-
-
-def _addresses(host: str) -> set[str]:
-    try:
-        return {_plain(str(info[4][0])) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError:
-        return {host}
 
 
 def _end(address: tuple[str, int]) -> tuple[str, int]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from backend.head_watch import HeadWatch, links_with
+from backend.head_watch import Addresses, HeadWatch, links_with
 from backend.logs import configure_logging
 from backend.rank import Rank
 from backend.settings import SettingsError
@@ -175,7 +175,8 @@ class Supervisor:
         """Wait until it is; `life.met` tells whether there was one."""
         host, port = self._settings.head
         watch = HeadWatch(port if self._settings.data_parallel_size is not None else None)
-        while not watch.is_gone(await asyncio.to_thread(lambda: links_with(host, rank.processes()))):
+        addresses = Addresses(host)
+        while not watch.is_gone(await asyncio.to_thread(lambda: links_with(addresses(), rank.processes()))):
             if watch.met and life.met is None:
                 life.met = time.monotonic()
                 logger.info("connected with the head")

@@ -6,7 +6,7 @@ import socket
 import psutil
 import pytest
 
-from backend.head_watch import HeadWatch, Link, links_with
+from backend.head_watch import Addresses, HeadWatch, Link, links_with
 
 
 def links(*pairs: tuple[int, int]) -> frozenset[Link]:
@@ -66,7 +66,7 @@ def test_connections_of_a_process(host: str, name: str) -> None:
         socket.create_server((bound, 0), family=family, dualstack_ipv6=both) as server,
         socket.socket(family) as client,
     ):
-        before = links_with(name, ours)
+        before = links_with(Addresses(name)(), ours)
         child = os.fork()
         if child == 0:  # the other end is another process's, as that of a head is
             client.close()
@@ -75,18 +75,40 @@ def test_connections_of_a_process(host: str, name: str) -> None:
             os._exit(0)
         try:
             client.connect((host, server.getsockname()[1]))
-            (link,) = links_with(name, ours) - before
+            (link,) = links_with(Addresses(name)(), ours) - before
             assert link.remote[1] == server.getsockname()[1]
-            assert links_with("192.0.2.1", ours) == frozenset()
-            assert links_with("no.such.host.invalid", ours) == frozenset()
+            assert links_with({"192.0.2.1"}, ours) == frozenset()
         finally:
             client.close()
             os.waitpid(child, 0)
-        assert links_with(name, ours) - before == frozenset()
+        assert links_with(Addresses(name)(), ours) - before == frozenset()
 
 
 def test_connections_among_themselves_are_none_with_the_head() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        before = links_with("127.0.0.1", [psutil.Process()])
+        before = links_with({"127.0.0.1"}, [psutil.Process()])
         with socket.create_connection(server.getsockname()), server.accept()[0]:
-            assert links_with("127.0.0.1", [psutil.Process()]) == before
+            assert links_with({"127.0.0.1"}, [psutil.Process()]) == before
+
+
+def test_a_name_is_asked_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    answers: list[list[str] | None] = [None, ["10.0.0.1"], ["10.0.0.2"]]
+
+    def getaddrinfo(*_args: object, **_more: object) -> list[tuple[object, ...]]:
+        answer = answers.pop(0)
+        if answer is None:
+            raise OSError("no such name")
+        return [(None, None, None, "", (address, 0)) for address in answer]
+
+    monkeypatch.setattr("backend.head_watch.socket.getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("backend.head_watch.time.monotonic", lambda: now[0])
+    addresses = Addresses("head")
+    seen = []
+    for _ in range(4):
+        seen.append(sorted(addresses()))
+        assert sorted(addresses()) == seen[-1]
+        now[0] += 11
+        if not answers:
+            break
+    assert seen == [["head"], ["10.0.0.1", "head"], ["10.0.0.1", "10.0.0.2", "head"]]
