@@ -24,12 +24,21 @@ MOST_DESCRIPTORS = 65536
 
 
 def main() -> None:
-    """Run until a signal or the engine's death; never returns."""
+    """Run until a signal or the engine's death, or what another first argument asks for; never returns."""
     parent = os.getppid()
     if sys.argv[1:2] == ["chat"]:
         from backend import chat
 
         sys.exit(chat.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["worker"]:
+        from backend import worker
+
+        worker.main(sys.argv[2:])
+    if sys.argv[1:2] == ["serve"]:
+        from backend import follower
+
+        follower.main(sys.argv[1:])
+        sys.exit()
     from backend.shutdown import leave
 
     try:

@@ -5,9 +5,10 @@ in a process nobody looks after that.
 """
 
 if __name__ == "__mp_main__":
-    from common import orphan_watch
+    from common import links, orphan_watch
 
     orphan_watch.begin()
+    links.begin()
 if __name__ == "__main__":
     from backend.__main__ import main
 

@@ -6,7 +6,9 @@ import logging
 import os
 import time
 import traceback
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 from vllm.config import VllmConfig
@@ -17,7 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-from common import cpu_threads, orphan_watch, tracing
+from common import cpu_threads, links, network, orphan_watch, topology, tracing
 from common.abilities import Abilities
 from common.concurrency import to_its_end
 from common.cpu_defaults import GIB, available_memory
@@ -26,13 +28,18 @@ from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import InvalidRequest, LoadFailed
 from common.parsers import ParserChoice, choose_parsers
 from common.processes import adopt_orphans, engine_processes, give_memory_back, kill
+from common.rank_watch import RankWatch, with_ranks
+from common.ranks import Ranks, built
 from common.statistics import EngineStatistics, Throughput
 from common.wording import first_problem
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 # What the user says about it, if anything.
 _DYNAMO_DISABLE = os.environ.get("TORCHDYNAMO_DISABLE")
+_LINK_TIMEOUT = os.environ.get(links.VARIABLE)
 # How often a cancelled load looks for processes that vLLM has started meanwhile.
 _KILL_INTERVAL = 0.1
 # How long the children of a failed load get to finish writing their last words.
@@ -68,6 +75,8 @@ class Engine:
         self._log = log
         self._stopping = False
         self._handler_failure: str | None = None
+        self._loss: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._rank_watch: RankWatch | None = None
         logging.getLogger(AsyncLLM.__module__).addFilter(self._notice_handler)
 
     @property
@@ -75,8 +84,16 @@ class Engine:
         """Whether the engine has died, other than by `stop`; it never recovers."""
         return not self._stopping and bool(self.llm.errored)
 
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks that requests go to."""
+        parallel = self.llm.vllm_config.parallel_config
+        return int(parallel.data_parallel_size_local if parallel.local_engines_only else parallel.data_parallel_size)
+
     async def cause_of_death(self) -> str:
         """The last error that the engine's processes wrote, or what else is known."""
+        if self._loss.done():
+            return self._loss.result()
         deadline = time.monotonic() + _AUTOPSY_SECONDS
         while True:
             if self._handler_failure is not None and all(process.is_running() for process in self._processes):
@@ -88,6 +105,34 @@ class Engine:
             await asyncio.sleep(_AUTOPSY_INTERVAL)
         gone = [str(process.pid) for process in self._processes if not process.is_running()]
         return f"engine process {', '.join(gone)} was killed" if gone else "it stopped answering"
+
+    def _watch_ranks(self) -> None:
+        parallel = self.llm.vllm_config.parallel_config
+        if topology.head_address(parallel):
+            self._rank_watch = RankWatch(*with_ranks(self.llm, parallel), self._lose)
+
+    def _lose(self, what: str) -> None:
+        """End as vLLM does where an engine process says that it dies."""
+        if self._stopping or self.llm.errored:
+            return
+        self._loss.set_result(what)
+        self.llm.engine_core.resources.engine_dead = True
+        self.llm.engine_core.outputs_queue.put_nowait(EngineDeadError())
+
+    async def _unless_lost(self, asking: Coroutine[Any, Any, T]) -> T:
+        """The answer of all ranks; one that is gone gives none.
+
+        Raises:
+            LoadFailed: one is gone.
+
+        """
+        task = asyncio.ensure_future(asking)
+        ends: list[asyncio.Future[Any]] = [task, self._loss]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            raise LoadFailed(self._loss.result())
+        return task.result()
 
     def _notice_handler(self, record: logging.LogRecord) -> bool:
         """Keep why vLLM's output handler ended; out of the log goes what the exception says, and all of an ordered end.
@@ -125,6 +170,7 @@ class Engine:
             loop.call_soon_threadsafe(clock.enter, stage)
 
         throughput = None if plan.engine_args.get("disable_log_stats") else Throughput()
+        ranks = Ranks()
 
         def build() -> tuple[AsyncLLM, ParserChoice]:
             config, parsers = configure(plan)
@@ -132,8 +178,16 @@ class Engine:
             if current_platform.is_cpu():
                 _say_what_is_used(config)
             plan.limits.apply(config)
+            head = topology.head_address(config.parallel_config)
+            network.use_route_to(head)
+            _watch_links(is_distributed=bool(head))
             enter("spawning the engine process")
-            with tracing.sending_to(plan.traces_endpoint):
+            shared = plan.shared_args(parsers.reasoning_parser)
+            with (
+                tracing.sending_to(plan.traces_endpoint),
+                ranks.awaited(config.parallel_config, shared),
+                links.guarded_listeners(links.timeout()) if head else contextlib.nullcontext(),
+            ):
                 llm = AsyncLLM.from_vllm_config(
                     config,
                     usage_context=UsageContext.ENGINE_CONTEXT,
@@ -146,8 +200,8 @@ class Engine:
         with EngineLog(enter) as log:
             building = asyncio.ensure_future(asyncio.to_thread(build))
             try:
-                llm, parsers = await asyncio.shield(building)
-            except asyncio.CancelledError:
+                llm, parsers = await built(building, ranks, clock, plan.rank_timeout)
+            except (asyncio.CancelledError, LoadFailed):
                 await to_its_end(_abandon(building))
                 raise
             except InvalidRequest:
@@ -156,13 +210,14 @@ class Engine:
                 await kill(engine_processes())
                 unregister_vllm_metrics()
                 lines = await asyncio.to_thread(log.lines, _LAST_WORDS_SECONDS)
-                raise LoadFailed(_load_failure(error, lines)) from error
+                raise LoadFailed(_load_failure(error, lines, ranks)) from error
         engine = cls(llm, parsers, engine_processes(), log, traced=plan.traces_endpoint is not None)
         try:
+            engine._watch_ranks()
             # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
-            tasks = await llm.get_supported_tasks()
+            tasks = await engine._unless_lost(llm.get_supported_tasks())
             engine.statistics = EngineStatistics(throughput)
-            await engine.statistics.measure_memory(llm)
+            await engine._unless_lost(engine.statistics.measure_memory(llm))
         except BaseException:
             await to_its_end(engine.stop(timeout=0))
             raise
@@ -177,6 +232,8 @@ class Engine:
         """
         started = time.monotonic()
         self._stopping = True
+        if self._rank_watch is not None:
+            await self._rank_watch.stop()
         llm = self.llm
         flushing = asyncio.create_task(tracing.flush()) if self._traced else None
         # Called in the loop, shutdown would cancel the output handler under the consumers and leave them waiting.
@@ -227,6 +284,14 @@ def _why_no_parsers(config: VllmConfig) -> str | None:
     return None
 
 
+def _watch_links(*, is_distributed: bool) -> None:
+    """Make the engine's processes watch their connections where these lead to other machines."""
+    if is_distributed:
+        os.environ[links.VARIABLE] = str(links.timeout())
+    elif _LINK_TIMEOUT is None:
+        os.environ.pop(links.VARIABLE, None)
+
+
 def _compile_nothing(eager: bool) -> None:
     """Keep the sampler's few compiled functions of an eager CPU engine eager too.
 
@@ -239,7 +304,7 @@ def _compile_nothing(eager: bool) -> None:
 def _say_what_is_used(config: VllmConfig) -> None:
     """Choose the CPUs, and log them with the memory of the KV cache."""
     parallel = config.parallel_config
-    logger.info("load: %s", cpu_threads.bind(parallel.local_world_size * parallel.data_parallel_size_local))
+    logger.info("load: %s", cpu_threads.bind(max(parallel.local_world_size * parallel.data_parallel_size_local, 1)))
     if size := config.cache_config.kv_cache_memory_bytes:
         logger.info("load: %.1f GiB for the KV cache, %.1f GiB are free", size / GIB, available_memory() / GIB)
 
@@ -257,8 +322,10 @@ async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") ->
     await kill(engine_processes())
 
 
-def _load_failure(error: Exception, lines: list[str]) -> str:
+def _load_failure(error: Exception, lines: list[str], ranks: Ranks) -> str:
     """The sentence for LoadModel's caller: the children's last error, else our own exception."""
     if "Engine core initialization failed" in str(error):
-        return root_cause(lines) or str(error)
-    return f"{type(error).__name__}: {first_problem(error)}"
+        cause = root_cause(lines) or str(error)
+    else:
+        cause = f"{type(error).__name__}: {first_problem(error)}"
+    return f"{cause}; missing was {'; '.join(map(str, ranks.missing))}" if ranks.missing else cause

@@ -1,0 +1,276 @@
+"""What `run.sh worker` is told: flags first, then the environment, under the names that the orchestrator's own has."""
+
+import argparse
+import dataclasses
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+from backend.durations import duration
+from backend.settings import LOG_FORMATS, LOG_LEVELS, SettingsError
+from common import links
+
+# How a node selector of the orchestrator keeps other models away: {"!node.role": "vllm-follower"}.
+ROLE = ("node.role", "vllm-follower")
+TOKEN = "LOCALAI_REGISTRATION_TOKEN"  # noqa: S105  # the variable's name
+_EPILOG = """\
+environment without a flag:
+  BACKEND_LINK_TIMEOUT   seconds after which a machine that does not answer counts as gone (default 3)
+  BACKEND_LOG_LEVEL, BACKEND_LOG_FORMAT, and vLLM's own, as for the server
+
+a model over several machines by tensor or pipeline parallelism needs no flag of data parallelism: `--vllm-arg` hands
+--nnodes, --node-rank and so on over to vLLM, and so does everything behind `--`.
+exit status: vLLM's own; 1 where the frontend takes no registration, 2 for flags that can't be used. Ranks that lose
+their head are started again and wait for the next one. docs/distributed.md has the rest.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What the supervisor of a follower was told, once, at its start."""
+
+    model: str
+    """Hub id or folder, the same as the head's."""
+    head: tuple[str, int]
+    """Host and port where the head takes ranks in: of data parallelism's handshake, or of torch.distributed."""
+    data_parallel_size: int | None = None
+    """Ranks of data parallelism on all machines; None: data parallelism is not what spans them."""
+    data_parallel_size_local: int = 1
+    """How many of them run here."""
+    start_rank: int = 0
+    """The first of them."""
+    headless: bool = True
+    """Whether the head alone answers requests."""
+    vllm_args: tuple[str, ...] = ()
+    """Handed to `vllm serve` as they are."""
+    register_to: str | None = None
+    """URL of the orchestrator's frontend; None registers nowhere."""
+    registration_token: str | None = dataclasses.field(default=None, repr=False)
+    """What the frontend asks for."""
+    node_name: str = ""
+    """What the frontend calls this node."""
+    node_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """By which it can be selected."""
+    heartbeat_interval: float = 10.0
+    """Seconds between two heartbeats; the frontend takes a node for gone after 60 without one."""
+    link_timeout: float = links.DEFAULT_TIMEOUT
+    """Seconds after which a machine that does not answer counts as gone."""
+    log_level: str = "info"
+    log_format: str = "text"
+
+    @property
+    def rank_argv(self) -> list[str]:
+        """What run.sh is started with."""
+        argv = ["serve", self.model]
+        if self.headless:
+            argv.append("--headless")
+        host, port = self.head
+        if self.data_parallel_size is not None:
+            argv += ["--data-parallel-size", str(self.data_parallel_size)]
+            argv += ["--data-parallel-size-local", str(self.data_parallel_size_local)]
+            argv += ["--data-parallel-start-rank", str(self.start_rank)]
+            argv += ["--data-parallel-address", host, "--data-parallel-rpc-port", str(port)]
+        elif _option(self.vllm_args, "--master-addr") is None:
+            argv += ["--master-addr", host, "--master-port", str(port)]
+        return [*argv, *self.vllm_args]
+
+    def rank_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """`environ` as the ranks get it: without the token, with vLLM's variables for data parallelism."""
+        environment = {name: value for name, value in environ.items() if name != TOKEN}
+        environment[links.VARIABLE] = str(self.link_timeout)
+        if self.data_parallel_size is not None:
+            host, port = self.head
+            environment |= {
+                "VLLM_DP_MASTER_IP": host,
+                "VLLM_DP_MASTER_PORT": str(port),
+                "VLLM_DP_SIZE": str(self.data_parallel_size),
+                "VLLM_DP_RANK": str(self.start_rank),
+                "VLLM_DP_RANK_LOCAL": "0",
+            }
+        return environment
+
+
+def parse_worker_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ) -> WorkerSettings:
+    """Settings from the command line behind `worker`, and the environment.
+
+    Raises:
+        SettingsError: a value that can't be used. (argparse itself exits for unknown flags.)
+
+    """
+    flags = _parser(environ).parse_args(_joined(argv))
+    vllm_args = tuple(flags.vllm_arg if flags.vllm_arg is not None else _words(environ.get("VLLM_EXTRA_ARGS", "")))
+    headless = _switch("--headless", flags.headless)
+    common = {
+        "model": flags.model,
+        "headless": headless,
+        "vllm_args": vllm_args,
+        "register_to": _url(flags.register_to),
+        "registration_token": flags.registration_token,
+        "node_name": _name(flags.node_name),
+        "node_labels": _labels(flags.node_labels),
+        "heartbeat_interval": _seconds("--heartbeat-interval", flags.heartbeat_interval, 0.1, 3600),
+        "link_timeout": links.timeout(environ),
+        "log_level": _one_of("BACKEND_LOG_LEVEL", environ.get("BACKEND_LOG_LEVEL", "info").lower(), LOG_LEVELS),
+        "log_format": _one_of("BACKEND_LOG_FORMAT", environ.get("BACKEND_LOG_FORMAT", "text").lower(), LOG_FORMATS),
+    }
+    node_rank = _option(vllm_args, "--node-rank", "-r")
+    if _option(vllm_args, "--nnodes", "-n") is not None and flags.data_parallel_size in (None, "1"):
+        if headless and node_rank in (None, "0"):
+            raise SettingsError("--vllm-arg --node-rank: 0 is the head's, which LoadModel starts; use 1 or more")
+        host = _option(vllm_args, "--master-addr") or flags.master_addr
+        port = _option(vllm_args, "--master-port") or flags.master_port
+        return WorkerSettings(head=_head(host, port), **common)
+    for flag in ("data_parallel_size", "data_parallel_size_local", "start_rank"):
+        if getattr(flags, flag) is None:
+            raise SettingsError(f"--{flag.replace('_', '-')}: is missing; it is needed unless --vllm-arg has --nnodes")
+    size = _whole("--data-parallel-size", flags.data_parallel_size, 1, 65536)
+    local = _whole("--data-parallel-size-local", flags.data_parallel_size_local, 1, size)
+    start = _whole("--start-rank", flags.start_rank, 0, size - 1)
+    if headless and start == 0:
+        raise SettingsError("--start-rank 0: is the head's, which LoadModel starts; use 1 or more with --headless")
+    if start + local > size:
+        raise SettingsError(f"--start-rank {start}: with {local} ranks from there on there would be more than {size}")
+    return WorkerSettings(
+        head=_head(flags.master_addr, flags.master_port),
+        data_parallel_size=size,
+        data_parallel_size_local=local,
+        start_rank=start,
+        **common,
+    )
+
+
+def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.sh worker",
+        description="Run ranks of a model whose head is on another machine, watch them, and tell the orchestrator.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", help="hub id or folder, the same as the head's")
+
+    def flag(name: str, variable: str, text: str, default: str | None = None) -> None:
+        help_text = f"{text} ({f'default {default}; ' if default else ''}{variable})"
+        parser.add_argument(name, default=environ.get(variable) or default, help=help_text)
+
+    flag("--data-parallel-size", "VLLM_DATA_PARALLEL_SIZE", "ranks on all machines")
+    flag("--data-parallel-size-local", "VLLM_DATA_PARALLEL_SIZE_LOCAL", "ranks on this one")
+    flag("--start-rank", "VLLM_DATA_PARALLEL_START_RANK", "the first of them; 0 is the head's")
+    flag("--master-addr", "VLLM_DP_MASTER_ADDR", "the head's address or host name")
+    flag("--master-port", "VLLM_DP_MASTER_PORT", "the head's data_parallel_rpc_port, or master_port")
+    parser.add_argument(
+        "--headless",
+        default=environ.get("VLLM_HEADLESS") or "true",
+        help="the head alone answers requests (default true; VLLM_HEADLESS)",
+    )
+    parser.add_argument("--no-headless", dest="headless", action="store_const", const="false", help="vllm serve does")
+    parser.add_argument(
+        "--vllm-arg",
+        action="append",
+        metavar="WORD",
+        help="one word more for vllm serve, as it is; may be repeated (VLLM_EXTRA_ARGS, with commas between them)",
+    )
+    flag("--register-to", "LOCALAI_REGISTER_TO", "URL of the orchestrator's frontend; without one: nowhere")
+    parser.add_argument(
+        "--registration-token",
+        default=environ.get(TOKEN) or None,
+        help=f"what the frontend asks for; others on this machine see a flag, but not the variable ({TOKEN})",
+    )
+    flag("--node-name", "LOCALAI_NODE_NAME", "this node's name there", f"vllm-{socket.gethostname()}")
+    flag("--node-labels", "LOCALAI_NODE_LABELS", f"k=v,k=v; {'='.join(ROLE)} is always one of them")
+    flag("--heartbeat-interval", "LOCALAI_HEARTBEAT_INTERVAL", "how often it hears of this one", "10s")
+    return parser
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Flags and their values in one piece, for a word of vLLM's looks like a flag, as does each behind `--`."""
+    joined: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            joined += [f"--vllm-arg={rest}" for rest in words]
+        elif word == "--vllm-arg" and (value := next(words, None)) is not None:
+            joined.append(f"{word}={value}")
+        else:
+            joined.append("--headless=true" if word == "--headless" else word)
+    return joined
+
+
+def _option(words: Sequence[str], *names: str) -> str | None:
+    """The value that vLLM would see of an option, the last one given."""
+    value = None
+    for position, word in enumerate(words):
+        name, equals, behind = word.partition("=")
+        if name.replace("_", "-") in names:
+            value = behind if equals else next(iter(words[position + 1 :]), None)
+    return value
+
+
+def _words(text: str) -> list[str]:
+    """Separated by commas, as the orchestrator has it; a comma of a word's own stands behind a backslash."""
+    return [re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^,\\])+", text)]
+
+
+def _head(host: str | None, port: str | None) -> tuple[str, int]:
+    if not host:
+        raise SettingsError("--master-addr: is missing; it is the head's address or host name")
+    if not port:
+        raise SettingsError("--master-port: is missing; it is the head's data_parallel_rpc_port, or master_port")
+    return host.strip("[]"), _whole("--master-port", port, 1, 65535)
+
+
+def _labels(text: str | None) -> dict[str, str]:
+    labels = {}
+    for pair in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not name or not equals:
+            raise SettingsError(f"--node-labels {pair}: use k=v, with commas between them")
+        labels[name] = value
+    return labels | dict([ROLE])
+
+
+def _name(text: str) -> str:
+    if not 0 < len(text) <= 255:
+        raise SettingsError(f"--node-name of {len(text)} characters: use 1 to 255")
+    return text
+
+
+def _url(text: str | None) -> str | None:
+    if not text:
+        return None
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsError("--register-to: use the frontend's URL, http://HOST:PORT or https://HOST")
+    return text.rstrip("/")
+
+
+def _switch(flag: str, text: str) -> bool:
+    if text.lower() not in ("0", "1", "false", "true"):
+        raise SettingsError(f"{flag} {text}: use true or false")
+    return text.lower() in ("1", "true")
+
+
+def _seconds(flag: str, text: str, low: float, high: float) -> float:
+    seconds = duration(text)
+    if seconds is None or not low <= seconds <= high:
+        raise SettingsError(f"{flag} {text}: use a duration like 10s or 1m30s, from {low:g} to {high:g} seconds")
+    return seconds
+
+
+def _whole(flag: str, text: str, low: int, high: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+        allowed = f"{low}" if low == high else f"a whole number from {low} to {high}"
+        raise SettingsError(f"{flag} {text}: use {allowed}")
+    return int(text)
+
+
+def _one_of(name: str, text: str, allowed: Sequence[str]) -> str:
+    if text not in allowed:
+        raise SettingsError(f"{name} {text}: use one of {', '.join(allowed)}")
+    return text
