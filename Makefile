@@ -11,7 +11,7 @@ PROMPT ?= What is the capital of France?
 TESTS ?= tests
 FUZZ_CASES ?= 100000
 
-.PHONY: help demo test fuzz chaos control test-bundle check install lock clean
+.PHONY: help demo test fuzz chaos control test-bundle test-cluster check install lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -52,6 +52,10 @@ test-bundle: ## pack a bundle and run it where there is nothing else (root only;
 	[ -n "$$BUNDLE" ] || ./package.sh "$$bundle"
 	$(PYTHON) -m tests.models scripted smollm2
 	BUNDLE=$$bundle unshare --mount --net --pid --fork --kill-child --mount-proc $(PYTHON) -m pytest -s tests/bundle
+
+test-cluster: ## several machines in network namespaces: every topology, IPv6, names, Ray (root only)
+	@./install.sh --extra demo --extra test
+	CLUSTER=1 $(PYTHON) -m pytest -s tests/cluster
 
 check: ## ruff, mypy --strict, shellcheck, and whether the stubs match
 	@./install.sh --extra demo --extra test

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Starts the backend: `run.sh --addr HOST:PORT`. Execs Python, so this process id is the server's.
+# Starts the backend: `run.sh --addr HOST:PORT`; `run.sh serve MODEL ...` is `vllm serve`. Execs Python, so this process
+# id is the server's.
 # Calls no command: in a bundle it works where there is none.
 set -eu
 case $0 in

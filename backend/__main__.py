@@ -25,12 +25,17 @@ _RETIRED_SECONDS = 3600.0
 
 
 def main() -> None:
-    """Run until a signal or the engine's death; never returns."""
+    """Run until a signal or the engine's death, or what another first argument asks for; never returns."""
     parent = os.getppid()
     if sys.argv[1:2] == ["chat"]:
         from backend import chat
 
         sys.exit(chat.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["serve"]:
+        from backend import follower
+
+        follower.main(sys.argv[1:])
+        sys.exit()
     from backend.shutdown import leave
 
     try:

@@ -8,8 +8,8 @@ import sys
 
 from common.request_context import request_id
 
-_TEXT = "%(levelname)s %(asctime)s [%(name)s] %(message)s"
-_TIME = "%m-%d %H:%M:%S"
+TEXT = "%(levelname)s %(asctime)s [%(name)s] %(message)s"
+TIME = "%m-%d %H:%M:%S"
 _MOST_ID_CHARACTERS = 200
 # Whatever ends a line somewhere, and what a terminal would obey.
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
@@ -18,7 +18,7 @@ _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 def configure_logging(level: str, log_format: str) -> None:
     """Send records of `level` and above to stderr. vLLM's loggers have handlers of their own and are left alone."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(_TEXT, _TIME))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(TEXT, TIME))
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.getLogger("grpc._cython.cygrpc").addFilter(hide_header_value)
 

@@ -119,7 +119,7 @@ class BackendServicer(pb_grpc.BackendServicer):
     async def Status(self, _request: pb.HealthMessage, _context: Context) -> pb.StatusResponse:
         """State, and resident bytes by process, in all and with what the engine holds of them.
 
-        While a load runs, also its stage with the seconds since its begin.
+        While a load runs, also its stage with the seconds since its begin, and the ranks that it waits for.
         """
         breakdown = await asyncio.to_thread(memory_by_process)
         memory = pb.MemoryUsageData(total=sum(breakdown.values()), breakdown=breakdown)
@@ -127,6 +127,7 @@ class BackendServicer(pb_grpc.BackendServicer):
         clock = self._lifecycle.load_clock
         if clock is not None and clock.stage is not None:
             memory.breakdown[f"loading, {clock.stage} (seconds)"] = int(clock.seconds)
+            memory.breakdown.update({f"waiting (seconds) for {ranks}": int(clock.seconds) for ranks in clock.waiting})
         return pb.StatusResponse(state=_STATES[self._lifecycle.state], memory=memory)
 
     def _caller(self, model: "Model", context: Context, observer: type[Request]) -> Caller:

@@ -12,7 +12,7 @@ from common.errors import InvalidRequest
 from common.media import Item, fields_of, media_items, place
 from common.messages import openai_messages
 from common.pb import backend_pb2 as pb
-from common.request import from_pydantic, from_vllm, request_id_of, switch, template_kwargs
+from common.request import RANK, from_pydantic, from_vllm, request_id_of, switch, template_kwargs
 from common.tokens import MOST_CHARACTERS
 
 # What takes longer than a switch to a thread.
@@ -47,6 +47,8 @@ def embedding_request(options: pb.PredictOptions, config: ModelConfig) -> Embedd
 
     """
     media = media_items(options)
+    if options.Metadata.get(RANK):
+        raise InvalidRequest(f'Metadata["{RANK}"]', "vLLM pins no embedding to a rank; leave it out")
     fields: dict[str, Any] = {
         TRUNCATE: _truncation(options, config),
         "truncation_side": _one_of(options, "truncation_side", "left", "right"),

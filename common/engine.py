@@ -17,7 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-from common import cpu_threads, orphan_watch, tracing
+from common import cpu_threads, network, orphan_watch, topology, tracing
 from common.abilities import Abilities
 from common.concurrency import to_its_end
 from common.cpu_defaults import GIB, available_memory
@@ -26,6 +26,7 @@ from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import InvalidRequest, LoadFailed
 from common.parsers import ParserChoice, choose_parsers
 from common.processes import adopt_orphans, engine_processes, give_memory_back, kill
+from common.ranks import Ranks, built
 from common.statistics import EngineStatistics, Throughput
 from common.wording import first_problem
 
@@ -74,6 +75,12 @@ class Engine:
     def errored(self) -> bool:
         """Whether the engine has died, other than by `stop`; it never recovers."""
         return not self._stopping and bool(self.llm.errored)
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks that requests go to."""
+        parallel = self.llm.vllm_config.parallel_config
+        return int(parallel.data_parallel_size_local if parallel.local_engines_only else parallel.data_parallel_size)
 
     async def cause_of_death(self) -> str:
         """The last error that the engine's processes wrote, or what else is known."""
@@ -125,6 +132,7 @@ class Engine:
             loop.call_soon_threadsafe(clock.enter, stage)
 
         throughput = None if plan.engine_args.get("disable_log_stats") else Throughput()
+        ranks = Ranks()
 
         def build() -> tuple[AsyncLLM, ParserChoice]:
             config, parsers = configure(plan)
@@ -132,8 +140,10 @@ class Engine:
             if current_platform.is_cpu():
                 _say_what_is_used(config)
             plan.limits.apply(config)
+            network.use_route_to(topology.head_address(config.parallel_config))
             enter("spawning the engine process")
-            with tracing.sending_to(plan.traces_endpoint):
+            shared = plan.shared_args(parsers.reasoning_parser)
+            with tracing.sending_to(plan.traces_endpoint), ranks.awaited(config.parallel_config, shared):
                 llm = AsyncLLM.from_vllm_config(
                     config,
                     usage_context=UsageContext.ENGINE_CONTEXT,
@@ -146,8 +156,8 @@ class Engine:
         with EngineLog(enter) as log:
             building = asyncio.ensure_future(asyncio.to_thread(build))
             try:
-                llm, parsers = await asyncio.shield(building)
-            except asyncio.CancelledError:
+                llm, parsers = await built(building, ranks, clock, plan.rank_timeout)
+            except (asyncio.CancelledError, LoadFailed):
                 await to_its_end(_abandon(building))
                 raise
             except InvalidRequest:
@@ -156,7 +166,7 @@ class Engine:
                 await kill(engine_processes())
                 unregister_vllm_metrics()
                 lines = await asyncio.to_thread(log.lines, _LAST_WORDS_SECONDS)
-                raise LoadFailed(_load_failure(error, lines)) from error
+                raise LoadFailed(_load_failure(error, lines, ranks)) from error
         engine = cls(llm, parsers, engine_processes(), log, traced=plan.traces_endpoint is not None)
         try:
             # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
@@ -239,7 +249,7 @@ def _compile_nothing(eager: bool) -> None:
 def _say_what_is_used(config: VllmConfig) -> None:
     """Choose the CPUs, and log them with the memory of the KV cache."""
     parallel = config.parallel_config
-    logger.info("load: %s", cpu_threads.bind(parallel.local_world_size * parallel.data_parallel_size_local))
+    logger.info("load: %s", cpu_threads.bind(max(parallel.local_world_size * parallel.data_parallel_size_local, 1)))
     if size := config.cache_config.kv_cache_memory_bytes:
         logger.info("load: %.1f GiB for the KV cache, %.1f GiB are free", size / GIB, available_memory() / GIB)
 
@@ -257,8 +267,10 @@ async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") ->
     await kill(engine_processes())
 
 
-def _load_failure(error: Exception, lines: list[str]) -> str:
+def _load_failure(error: Exception, lines: list[str], ranks: Ranks) -> str:
     """The sentence for LoadModel's caller: the children's last error, else our own exception."""
     if "Engine core initialization failed" in str(error):
-        return root_cause(lines) or str(error)
-    return f"{type(error).__name__}: {first_problem(error)}"
+        cause = root_cause(lines) or str(error)
+    else:
+        cause = f"{type(error).__name__}: {first_problem(error)}"
+    return f"{cause}; missing was {'; '.join(map(str, ranks.missing))}" if ranks.missing else cause

@@ -15,7 +15,7 @@ from vllm import AsyncEngineArgs, envs
 from vllm.config import ModelConfig
 from vllm.platforms import current_platform
 
-from common import worker_memory
+from common import network, worker_memory
 from common.admission import Limits
 from common.cpu_defaults import cpu_defaults
 from common.engine_fields import FIELDS, STRUCTURED_OUTPUTS, as_config, checked, engine_args_json
@@ -27,12 +27,15 @@ from common.model_source import resolve_model
 from common.options import flag_values, split_options
 from common.pb import backend_pb2 as pb
 from common.reranker_files import head_overrides, read_template
+from common.topology import check_head
 from common.wording import first_problem
 
 logger = logging.getLogger(__name__)
 
 # One vector for each token: the caller pools.
 _UNPOOLED = "token_embed"
+# How long a head waits for ranks of other machines, in seconds.
+RANK_TIMEOUT = 600.0
 # The orchestrator sets these in EngineArgs unless its user does, there or as an option.
 _IMPOSED = ("enable_prefix_caching", "enable_chunked_prefill")
 
@@ -60,6 +63,8 @@ class LoadPlan:
     """What is admitted where `engine_args` don't say."""
     gguf: GGUFPlan | None = None
     """How the model's folder is made, where it is a GGUF file."""
+    rank_timeout: float = dataclasses.field(default=RANK_TIMEOUT, compare=False)
+    """Seconds that the load waits for ranks of other machines."""
 
     @property
     def model(self) -> str:
@@ -101,15 +106,27 @@ class LoadPlan:
             InvalidRequest: vLLM refused a value.
 
         """
-        args = {"worker_extension_cls": worker_memory.EXTENSION} | self.engine_args
-        args["reasoning_parser"] = reasoning_parser or ""
-        if current_platform.is_cpu():
-            # Not part of the plan: the memory that is free differs from call to call.
-            args = cpu_defaults(args) | args
+        args = self._completed(reasoning_parser)
+        for name in ("data_parallel_address", "master_addr"):
+            if args.get(name):
+                args[name] = network.own_address(args[name])
         try:
             return AsyncEngineArgs(**{name: as_config(name, value) for name, value in args.items()})
         except (ValueError, TypeError) as error:
             raise InvalidRequest("EngineArgs", first_problem(error)) from error
+
+    def shared_args(self, reasoning_parser: str | None) -> dict[str, Any]:
+        """The engine arguments as `build` has them, but for what this machine's memory and names make of them."""
+        args = self._completed(reasoning_parser)
+        if "kv_cache_memory_bytes" not in self.engine_args:
+            args.pop("kv_cache_memory_bytes", None)
+        return args
+
+    def _completed(self, reasoning_parser: str | None) -> dict[str, Any]:
+        args = {"worker_extension_cls": worker_memory.EXTENSION} | self.engine_args
+        args["reasoning_parser"] = reasoning_parser or ""
+        # Not part of the plan: the memory that is free differs from call to call.
+        return cpu_defaults(args) | args if current_platform.is_cpu() else args
 
 
 def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan:  # noqa: B008  # it is frozen
@@ -135,6 +152,7 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
     args |= _pooling(own.get("pooling", ""), args)
     gguf = _gguf(model, own.get("gguf"), args)
     adapters.check(args)
+    check_head(args)
     _check_structured_outputs(args["structured_outputs_config"])
     imposed = frozenset(name for name in _IMPOSED if given.get(name) is True and name not in flagged)
     if envs.VLLM_MEDIA_CONNECTOR != CONNECTOR:
@@ -161,6 +179,7 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
         imposed=imposed,
         limits=limits,
         gguf=gguf,
+        rank_timeout=_seconds("rank_timeout", own.get("rank_timeout") or str(RANK_TIMEOUT)),
     )
 
 
@@ -199,6 +218,16 @@ def _switch(name: str, value: str) -> bool:
     if value not in ("true", "false"):
         raise InvalidRequest("Options", f"{name}:{value} is unknown; use {name}:true or {name}:false")
     return value == "true"
+
+
+def _seconds(name: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest("Options", f"{name}:{value} is unknown; use a number of seconds above 0")
+    return seconds
 
 
 def _pooling(asked: str, args: dict[str, Any]) -> dict[str, Any]:

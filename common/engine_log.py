@@ -110,6 +110,9 @@ class EngineLog:
 class StageClock:
     """Which stage a load is in, and since when."""
 
+    waiting: tuple[str, ...] = ()
+    """Ranks of other machines that the load waits for, each with the line that starts it."""
+
     def __init__(self, on_finished: Callable[[str, float], None]) -> None:
         self._on_finished = on_finished
         self._stage: str | None = None

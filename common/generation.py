@@ -260,6 +260,7 @@ class Run:
                     request.request_id,
                     lora_request=adapter,
                     trace_headers=self._trace_headers,
+                    data_parallel_rank=request.rank,
                     **reasoning,
                 )
             ) as outputs:

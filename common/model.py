@@ -197,6 +197,7 @@ class Model:
             has_tool_parser=self._generator is not None and self._generator.has_tool_parser,
             max_logprobs=0 if self._generator is None else self._generator.max_logprobs,
             ignore_seed=self.plan.ignore_seed,
+            ranks=self._engine.ranks,
         )
         if is_heavy(options):
             return await asyncio.to_thread(understand)

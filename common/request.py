@@ -21,6 +21,9 @@ from common.tools import openai_tool_choice, openai_tools
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 MAX_REQUEST_ID = 256
+# The key of Metadata that pins a request to a data-parallel rank.
+RANK = "data_parallel_rank"
+_MOST_DIGITS = 9
 # Arguments of the template renderer itself, which a request must not reach.
 _RESERVED_TEMPLATE_KWARGS = frozenset(
     {"chat_template", "tokenize", "messages", "tools", "self", "model_config", "tokenizer", "conversation"}
@@ -80,6 +83,8 @@ class GenerationRequest:
     """Whether calls after the first are left out, as the caller wants none in parallel."""
     media: tuple[Item, ...] = ()
     """All images, videos and audio clips; a chat has them in its messages, a raw prompt does not."""
+    rank: int | None = None
+    """The data-parallel rank that is to answer; None: the one with the least to do."""
 
     @property
     def is_chat(self) -> bool:
@@ -99,8 +104,9 @@ def generation_request(
     has_tool_parser: bool,
     max_logprobs: int = 20,
     ignore_seed: bool = False,
+    ranks: int = 1,
 ) -> GenerationRequest:
-    """Understand `options`, for a model with or without a tool parser.
+    """Understand `options`, for a model with or without a tool parser, on so many data-parallel ranks.
 
     Raises:
         InvalidRequest: names the field, the value and what is allowed.
@@ -138,7 +144,8 @@ def generation_request(
     max_tokens = options.Tokens if options.Tokens > 0 else None
     adapter = options.Metadata.get("lora", "")
     one_call = isinstance(openai, ChatCompletionRequest) and openai.parallel_tool_calls is False
-    return GenerationRequest(openai, request_id, max_tokens, top_logprobs, adapter, one_call, media)
+    rank = _rank(options, ranks)
+    return GenerationRequest(openai, request_id, max_tokens, top_logprobs, adapter, one_call, media, rank)
 
 
 def is_heavy(options: pb.PredictOptions) -> bool:
@@ -250,6 +257,18 @@ def template_kwargs(options: pb.PredictOptions) -> dict[str, Any]:
         # What DeepSeek, Granite and others call it; a template that knows no such variable is not given it.
         kwargs.setdefault("thinking", thinking)
     return kwargs
+
+
+def _rank(options: pb.PredictOptions, ranks: int) -> int | None:
+    text = options.Metadata.get(RANK, "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text) < ranks):
+        raise InvalidRequest(
+            f'Metadata["{RANK}"]',
+            f"{text[:20]!r} is no rank of this engine; use 0 to {ranks - 1}, or leave it out for the least busy one",
+        )
+    return int(text)
 
 
 def switch(options: pb.PredictOptions, key: str) -> bool | None:

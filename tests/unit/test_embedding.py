@@ -128,6 +128,7 @@ def test_metadata(key: str, value: str, expected: Any) -> None:
         ("truncate_prompt_tokens", "-2", "-2 is not possible"),
         ("truncation_side", "middle", "'middle' is unknown; use left or right"),
         ("cache_salt", "a@b", "cache_salt"),
+        ("data_parallel_rank", "0", "pins no embedding to a rank"),
         ("padding", "longest", "'longest' is unknown; use max_length or do_not_pad"),
     ],
 )

@@ -526,6 +526,40 @@ def test_what_the_orchestrator_imposes_goes_where_it_does_not_fit(
     assert {name: asked.engine_args[name] for name in fitted.engine_args} == fitted.engine_args
 
 
+def test_how_long_ranks_are_waited_for() -> None:
+    assert [plan(Options=options).rank_timeout for options in ([], ["rank_timeout:0.5"])] == [600.0, 0.5]
+    # It says nothing of the engine that there is then.
+    assert plan(Options=["rank_timeout:5"]) == plan()
+    for odd in ("0", "-1", "nan", "inf", "soon"):
+        with pytest.raises(InvalidRequest, match=f"rank_timeout:{odd} .* seconds above 0"):
+            plan(Options=[f"rank_timeout:{odd}"])
+
+
+@pytest.mark.parametrize(
+    ("topology", "named"),
+    [
+        ({"distributed_executor_backend": "external_launcher"}, "torchrun"),
+        ({"nnodes": 2, "node_rank": 1}, "is a follower's"),
+    ],
+)
+def test_a_topology_that_no_head_can_have(topology: dict[str, Any], named: str) -> None:
+    for fields in (
+        {"EngineArgs": json.dumps(topology)},
+        {"Options": [f"--{name.replace('_', '-')}:{value}" for name, value in topology.items()]},
+    ):
+        with pytest.raises(InvalidRequest, match=named):
+            plan(**fields)
+
+
+def test_vllm_listens_on_the_address_of_a_name_and_followers_are_told_the_name() -> None:
+    found = plan(EngineArgs='{"data_parallel_address": "localhost", "master_addr": "localhost"}')
+    built = found.build()
+    assert {built.data_parallel_address, built.master_addr} <= {"127.0.0.1", "::1"}
+    assert found.shared_args(None)["data_parallel_address"] == "localhost"
+    with pytest.raises(InvalidRequest, match="neither an address nor a known name"):
+        plan(EngineArgs='{"master_addr": "nobody.invalid"}').build()
+
+
 def test_ignore_seed() -> None:
     assert [plan(Options=options).ignore_seed for options in ([], ["ignore_seed:false"], ["ignore_seed:true"])] == [
         False,

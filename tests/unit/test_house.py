@@ -56,6 +56,7 @@ def test_backend_never_imports_vllm(path: Path) -> None:
         "backend.servicer",
         "backend.chat",
         "backend.check",
+        "backend.follower",
         "backend.health",
         "backend.logs",
         "backend.metrics_port",

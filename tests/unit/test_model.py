@@ -36,6 +36,7 @@ async def test_grammars_are_read_outside_the_event_loop(
     model = Model.__new__(Model)
     model.plan = LoadPlan({})
     model._generator = SimpleNamespace(has_tool_parser=False, max_logprobs=20)  # type: ignore[assignment]
+    model._engine = SimpleNamespace(ranks=1)  # type: ignore[assignment]
     with pytest.raises(InvalidRequest):
         await model.predict(options)
     with pytest.raises(InvalidRequest):

@@ -270,6 +270,20 @@ def test_cache_salt_and_adapter() -> None:
         assert request.adapter == ""
 
 
+@pytest.mark.parametrize(("asked", "rank"), [("", None), ("0", 0), ("2", 2), ("002", 2)])
+def test_a_rank(asked: str, rank: int | None) -> None:
+    options = pb.PredictOptions(Prompt="x", Metadata={"data_parallel_rank": asked})
+    assert generation_request(options, stream=False, has_tool_parser=False, ranks=3).rank == rank
+
+
+@pytest.mark.parametrize("asked", ["3", "-1", "+1", "1.0", "1e0", " 1", "one", "٣", "²", "9" * 5000])
+def test_a_rank_that_there_is_not(asked: str) -> None:
+    options = pb.PredictOptions(Prompt="x", Metadata={"data_parallel_rank": asked})
+    with pytest.raises(InvalidRequest, match="use 0 to 2, or leave it out") as caught:
+        generation_request(options, stream=False, has_tool_parser=False, ranks=3)
+    assert caught.value.field == 'Metadata["data_parallel_rank"]'
+
+
 def test_a_seed_that_is_ignored() -> None:
     options = pb.PredictOptions(Prompt="x", Seed=7)
     seeds = [
@@ -435,6 +449,7 @@ OPTIONS = st.builds(
                 "json_schema",
                 "continue_final_message",
                 "cache_salt",
+                "data_parallel_rank",
                 "lora",
             ]
         )

@@ -507,8 +507,10 @@ async def test_the_stage_of_a_load_is_in_the_status(backend: Any, lifecycle: Fak
     lifecycle.load_clock = StageClock(lambda _stage, _seconds: None)
     assert not [name for name in (await backend.Status(NOTHING)).memory.breakdown if "loading" in name]
     lifecycle.load_clock.enter("loading weights")
+    lifecycle.load_clock.waiting = ("node 1: run.sh serve model",)
     memory = (await backend.Status(NOTHING)).memory
     assert memory.breakdown["loading, loading weights (seconds)"] == 0
+    assert memory.breakdown["waiting (seconds) for node 1: run.sh serve model"] == 0
     assert memory.total == sum(size for name, size in memory.breakdown.items() if "seconds" not in name)
 
 

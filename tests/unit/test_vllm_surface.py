@@ -34,6 +34,19 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.config.VllmConfig": ("use_v2_model_runner",),
     "vllm.reasoning.ReasoningParser": ("reasoning_end_str", "reasoning_start_str"),
     "vllm.usage.usage_lib.UsageContext": ("ENGINE_CONTEXT",),
+    "vllm.config.ParallelConfig": (
+        "data_parallel_backend",
+        "data_parallel_master_ip",
+        "data_parallel_rpc_port",
+        "data_parallel_size",
+        "data_parallel_size_local",
+        "local_engines_only",
+        "local_world_size",
+        "master_addr",
+        "master_port",
+        "nnodes",
+        "nnodes_within_dp",
+    ),
     "vllm.config.ModelConfig": (
         "embedding_size",
         "get_diff_sampling_param",
@@ -128,7 +141,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 
 INSTANCE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "vllm.v1.engine.async_llm.AsyncLLM": ("model_config", "renderer"),
+    "vllm.v1.engine.async_llm.AsyncLLM": ("model_config", "renderer", "vllm_config"),
     "vllm.renderers.base.BaseRenderer": ("_async_tokenizer_decode", "mm_processor", "model_config", "tokenizer"),
     "vllm.renderers.online_renderer.OnlineRenderer": ("parser",),
     "vllm.v1.metrics.stats.IterationStats": ("num_generation_tokens",),
@@ -147,6 +160,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
         "sampling_params",
         "request_id",
         "trace_headers",
+        "data_parallel_rank",
         "reasoning_ended",
         "reasoning_parser_kwargs",
     ),

@@ -1,0 +1,60 @@
+"""`run.sh serve MODEL --headless ...`: a follower's ranks, started by vLLM's own command line in this very process.
+
+So the process id, the signals, the output and the exit status are vLLM's; there is no gRPC. Ours is what surrounds it:
+the environment that the head's engine has too, the network card that leads to the head, and that no engine process
+outlives this one, whatever ends it.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from backend.logs import TEXT, TIME, TextFormatter
+from common import network, orphan_watch
+from common.errors import InvalidRequest
+from common.vllm_env import prepare_environment
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `vllm ARGV`, which begins with `serve`; without --headless that is vLLM's HTTP server."""
+    _log_our_own()
+    prepare_environment()
+    # What vLLM spawns runs `backend/entry.py` first, as the server's own engine does.
+    orphan_watch.announce()
+    words = list(argv)
+    for flag, head in heads(words).items():
+        try:
+            network.use_route_to(head)
+        except InvalidRequest as error:
+            logger.warning("network: %s; vLLM chooses the card", error)
+        if address := network.ipv6_address(head):
+            # vLLM's sockets take names for IPv4; the last of two flags holds.
+            words += [flag, address]
+    importlib.import_module("common.vllm_cli").main(words)
+
+
+def heads(argv: Sequence[str]) -> dict[str, str]:
+    """The flags that name the head, an address or a host, and what they say."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--data-parallel-address", "--data_parallel_address", "-dpa")
+    parser.add_argument("--master-addr", "--master_addr")
+    try:
+        found, _ = parser.parse_known_args(list(argv))
+    except argparse.ArgumentError:
+        return {}  # vLLM says what is wrong with it
+    return {f"--{name.replace('_', '-')}": head for name, head in vars(found).items() if head}
+
+
+def _log_our_own() -> None:
+    """To stderr, as the server does; everybody else's loggers are vLLM's business here."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TextFormatter(TEXT, TIME))
+    for name in ("backend", "common"):
+        ours = logging.getLogger(name)
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
