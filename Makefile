@@ -18,7 +18,7 @@ help: ## show this help
 
 demo: export PROMPT := $(PROMPT)
 demo: export MODEL := $(MODEL)
-demo: ## install, load a model (MODEL=folder or hub id; default: SmolLM2), stream the answer to PROMPT="..."
+demo: ## install, load a model (MODEL=folder, GGUF file or hub id; default: SmolLM2), stream the answer to PROMPT="..."
 	@./install.sh --extra demo
 	if [ -n "$$MODEL" ]; then
 	    ./run.sh chat --model "$$MODEL" -- "$$PROMPT"

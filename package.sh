@@ -3,9 +3,10 @@
 set -euo pipefail
 usage() {
     cat <<'EOF'
-usage: ./package.sh [DEST]
+usage: ./package.sh [--short] [DEST]
 
-  DEST  the folder to make (default: dist/bundle); one that is there is replaced
+  DEST     the folder to make (default: dist/bundle); one that is there is replaced
+  --short  in seconds, for tests: without compiler, licences and manifest, nothing stripped, nothing proved
 
 Takes what ./install.sh has put into .venv, and calls it where that is missing.
 
@@ -16,6 +17,11 @@ EOF
 }
 fail() { echo "package.sh: $*" >&2; exit 1; }
 
+form=()
+if [ "${1-}" = --short ]; then
+    form=(short)
+    shift
+fi
 case ${1-} in
 -h | --help) usage; exit 0 ;;
 -*) usage >&2; fail "unknown argument: $1" ;;
@@ -36,4 +42,4 @@ done
 uv=${UV-$(command -v uv || echo .uv/bin/uv)}
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 exec "$uv" run --quiet --no-project --isolated --python .venv/bin/python \
-    --with-requirements packaging/bundle-tools.txt python -m bundling "$site" "$dest"
+    --with-requirements packaging/bundle-tools.txt python -m bundling "$site" "$dest" "${form[@]}"

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="run.sh chat", description="Load a model, stream one answer, free it.")
     parser.add_argument("prompt", help="the user's message")
-    parser.add_argument("--model", required=True, help="a model folder or a hub id")
+    parser.add_argument("--model", required=True, help="a model folder, a GGUF file or a hub id")
     parser.add_argument("--addr", help="a server that runs already; otherwise one is started and stopped")
     parser.add_argument("--option", action="append", default=[], help="an entry of ModelOptions.Options; repeatable")
     parser.add_argument("--tokens", type=int, default=512, help="most tokens to generate; 0 fills the context")
@@ -61,7 +61,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _chat(backend: pb_grpc.BackendStub, args: argparse.Namespace) -> None:
-    model = os.path.abspath(args.model) if os.path.isdir(args.model) else args.model
+    model = os.path.abspath(args.model) if os.path.exists(args.model) else args.model
     started = time.monotonic()
     with _progress(backend):
         result = backend.LoadModel(pb.ModelOptions(Model=model, Options=args.option))

@@ -108,8 +108,8 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         nargs="?",
         const="",
         metavar="MODEL",
-        help="don't serve: print what is installed and what would be used, and of MODEL (a folder or hub id) how it "
-        "would be loaded; exit status 0 if this can serve, 1 if not",
+        help="don't serve: print what is installed and what would be used, and of MODEL (a folder, a GGUF file or a "
+        "hub id) how it would be loaded; exit status 0 if this can serve, 1 if not",
     )
     parser.add_argument("--version", action="store_true", help="print the versions and exit")
     parser.add_argument(

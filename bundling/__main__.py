@@ -1,4 +1,8 @@
-"""`python -m bundling SITE DEST`: makes the bundle DEST out of this repository and the environment's folder SITE."""
+"""`python -m bundling SITE DEST [short]`: makes the bundle DEST of this repository and the environment's folder SITE.
+
+`short` is for the tests of a change: the same files of the same packages, but symbols, bytecode and times are the
+environment's, and there is no compiler, no proof of imports, no licences and no manifest.
+"""
 
 import collections
 import datetime
@@ -8,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import Distribution
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 _EPOCH = 315619200
 
 
-def main(site: Path, dest: Path) -> None:
+def main(site: Path, dest: Path, form: str = "") -> None:
     """Make the bundle beside `dest` and move it there when it is whole.
 
     Raises:
@@ -32,7 +36,7 @@ def main(site: Path, dest: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        make(site, partial)
+        (make_short if form == "short" else make)(site, partial)
         shutil.rmtree(dest, ignore_errors=True)
         partial.rename(dest)
     except BaseException:
@@ -95,7 +99,28 @@ def make(site: Path, bundle: Path) -> None:
     say(f"{total / folder.MIB:8.1f} MiB  in all, {sum(1 for _ in folder.walk(bundle))} files")
 
 
-def copy_distributions(closure: Closure, site: Path, packages: Path) -> list[PurePosixPath]:
+def make_short(site: Path, bundle: Path) -> None:
+    """Fill the empty folder `bundle` with what serves without a compiler, in seconds."""
+    closure = distributions.closure(site)
+    python = bundle / "python"
+    packages = python / "lib" / interpreter.VERSION / "site-packages"
+    interpreter.copy(python, bundle / "lib")
+    copy_distributions(closure, site, packages, folder.copy_compiled)
+    copy_our_code(bundle)
+    if closure.accelerator == "cpu":
+        libraries.copy_programs(bundle / "bin")
+        (bundle / "toolchain").mkdir()  # by which the environment knows a bundle for CPUs
+    _, fetched = libraries.copy(bundle / "lib", elf.read_all(bundle))
+    for each in fetched:
+        shutil.rmtree(each.root)
+    elf.look_in(
+        {path: found for path, found in elf.read_all(bundle).items() if packages not in path.parents}, bundle / "lib"
+    )
+
+
+def copy_distributions(
+    closure: Closure, site: Path, packages: Path, copy: Callable[[Path, Path], None] = folder.copy
+) -> list[PurePosixPath]:
     """Copy what stays of every distribution, with a RECORD of just that; returns what does not."""
     left_out: list[PurePosixPath] = []
     bytes_of: collections.Counter[str] = collections.Counter()
@@ -108,7 +133,7 @@ def copy_distributions(closure: Closure, site: Path, packages: Path) -> list[Pur
                 left_out.append(path)
                 bytes_of[why] += (site / path).stat().st_size
             elif name != OURS or path.parts[0].endswith(".dist-info"):
-                folder.copy(site / path, packages / path)
+                copy(site / path, packages / path)
                 kept.append(path)
         if name == OURS:
             _write_entry_points(packages / kept[0].parts[0])
@@ -216,6 +241,6 @@ def _commit_time() -> int:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
     except LookupError as error:
         sys.exit(f"package.sh: {error}")

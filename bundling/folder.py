@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,16 @@ def copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     shutil.copymode(source, target)
+
+
+def copy_compiled(source: Path, target: Path) -> None:
+    """Copy a module with the bytecode that lies beside it and goes by its time."""
+    copy(source, target)
+    stat = source.stat()
+    os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    bytecode = Path(importlib.util.cache_from_source(str(source)))
+    if bytecode.is_file():
+        copy(bytecode, Path(importlib.util.cache_from_source(str(target))))
 
 
 def walk(folder: Path) -> Iterator[Path]:

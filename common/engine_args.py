@@ -9,11 +9,8 @@ import dataclasses
 import logging
 import math
 import os
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from vllm import AsyncEngineArgs, envs
 from vllm.config import ModelConfig
 from vllm.platforms import current_platform
@@ -23,8 +20,10 @@ from common.admission import Limits
 from common.cpu_defaults import cpu_defaults
 from common.engine_fields import FIELDS, STRUCTURED_OUTPUTS, as_config, checked, engine_args_json
 from common.errors import InvalidRequest
+from common.gguf_plan import GGUFPlan, plan_gguf
 from common.lora import NO_ADAPTERS, AdapterPlan, plan_adapters
 from common.media_connector import CONNECTOR, NO_DOMAIN
+from common.model_source import resolve_model
 from common.options import flag_values, split_options
 from common.pb import backend_pb2 as pb
 from common.reranker_files import head_overrides, read_template
@@ -62,6 +61,8 @@ class LoadPlan:
     """Engine arguments that the orchestrator switches on for every model, suitable or not."""
     limits: Limits = dataclasses.field(default_factory=Limits)
     """What is admitted where `engine_args` don't say."""
+    gguf: GGUFPlan | None = None
+    """How the model's folder is made, where it is a GGUF file."""
     rank_timeout: float = dataclasses.field(default=RANK_TIMEOUT, compare=False)
     """Seconds that the load waits for ranks of other machines."""
 
@@ -133,6 +134,7 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
 
     Raises:
         InvalidRequest: an option is unknown, ill-typed or can't be used; names the closest valid one.
+        LoadFailed: the model is a GGUF file that has to be converted, and there is too little disk for it.
 
     """
     if options.SwapSpace:
@@ -148,6 +150,7 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
     given = engine_args_json(options.EngineArgs)
     args |= flagged | given
     args |= _pooling(own.get("pooling", ""), args)
+    gguf = _gguf(model, own.get("gguf"), args)
     adapters.check(args)
     check_head(args)
     _check_structured_outputs(args["structured_outputs_config"])
@@ -175,8 +178,23 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
         score_template=_score_template(own.get("score_template"), options),
         imposed=imposed,
         limits=limits,
+        gguf=gguf,
         rank_timeout=_seconds("rank_timeout", own.get("rank_timeout") or str(RANK_TIMEOUT)),
     )
+
+
+def _gguf(model: str, form: str | None, args: dict[str, Any]) -> GGUFPlan | None:
+    """What becomes of the model if it is a GGUF file; `args` then name the folder that is made of it."""
+    if not os.path.isfile(model):
+        if form is not None:
+            raise InvalidRequest("Options", f"gguf:{form} is for GGUF files")
+        return None
+    plan = plan_gguf(model, form or "", own_tokenizer=bool(args.get("tokenizer")))
+    for name in ("quantization", "load_format"):
+        if not plan.native and args.get(name) == "gguf":
+            del args[name]  # so vLLM's documentation has it, for its plugin
+    args |= plan.engine_args
+    return plan
 
 
 def _check_structured_outputs(config: Any) -> None:
@@ -225,35 +243,6 @@ def _pooling(asked: str, args: dict[str, Any]) -> dict[str, Any]:
         "runner": args.get("runner", "pooling"),
         "pooler_config": config | {"task": config.get("task") or _UNPOOLED},
     }
-
-
-def resolve_model(options: pb.ModelOptions) -> str:
-    """The folder or hub id to load: ModelFile where it exists, else Model, also below ModelPath.
-
-    Raises:
-        InvalidRequest: neither names a folder or could be a hub id.
-
-    """
-    name = options.Model.strip()
-    candidates = [options.ModelFile, name]
-    if options.ModelPath and name:
-        candidates.append(os.path.join(options.ModelPath, name))
-    for candidate in candidates:
-        if candidate and os.path.isdir(candidate):
-            if not any(os.path.exists(os.path.join(candidate, name)) for name in ("config.json", "params.json")):
-                raise InvalidRequest("Model", f"{candidate} has no config.json; a Hugging Face model folder has one")
-            return str(Path(candidate).absolute())
-        if candidate and os.path.isfile(candidate):
-            raise InvalidRequest("Model", f"{candidate} is a file; give a Hugging Face model folder or a hub id")
-    if not name:
-        raise InvalidRequest("Model", "is empty; give a model folder or a hub id")
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise InvalidRequest(
-            "Model", f"{name!r} is neither an existing folder nor a hub id such as Qwen/Qwen3-0.6B"
-        ) from None
-    return name
 
 
 def _typed_fields(options: pb.ModelOptions) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from common.cpu_defaults import available_memory, cpu_defaults, cpu_flags
 from common.engine import configure
 from common.engine_args import plan_load
 from common.errors import BackendError, LoadFailed
+from common.gguf_plan import GGUFPlan
 from common.pb import backend_pb2 as pb
 from common.vllm_env import DEFAULTS
-from common.wording import first_problem
+from common.wording import first_problem, in_bytes
 
-_GIB, _MIB = 1024**3, 1024**2
 # What vLLM has kernels for.
 _TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8", "asimd", "bf16", "sve")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
@@ -42,7 +42,7 @@ def environment() -> Iterator[tuple[str, str]]:
     flags = cpu_flags()
     known = " ".join(flag for flag in _TELLING_FLAGS if flag in flags)
     yield "CPU", f"{len(os.sched_getaffinity(0))} for this process; {known or 'none of the features that vLLM uses'}"
-    yield "memory", f"{_bytes(available_memory())} free for this process"
+    yield "memory", f"{in_bytes(available_memory())} free for this process"
     yield "temporary folder", tempfile.gettempdir()
     yield "models of the hub", str(huggingface_hub.constants.HF_HUB_CACHE)
     if current_platform.is_unspecified():
@@ -52,7 +52,7 @@ def environment() -> Iterator[tuple[str, str]]:
     yield "device", _devices()
     if current_platform.is_cpu():
         defaults = cpu_defaults({})
-        defaults["kv_cache_memory_bytes"] = _bytes(defaults.get("kv_cache_memory_bytes", 0))
+        defaults["kv_cache_memory_bytes"] = in_bytes(defaults.get("kv_cache_memory_bytes", 0))
         if space := os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             defaults["kv_cache_memory_bytes"] = f"{space} GiB (VLLM_CPU_KVCACHE_SPACE)"
         yield "threads", cpu_threads.bind(ranks=1)
@@ -61,7 +61,7 @@ def environment() -> Iterator[tuple[str, str]]:
 
 
 def model(name: str) -> Iterator[tuple[str, str]]:
-    """Name and value of how the model `name`, a folder or a hub id, would be loaded.
+    """Name and value of how the model `name`, a folder, a GGUF file or a hub id, would be loaded.
 
     Raises:
         LoadFailed: it can't be; the text is the reason.
@@ -70,6 +70,10 @@ def model(name: str) -> Iterator[tuple[str, str]]:
     try:
         plan = plan_load(pb.ModelOptions(Model=name))
         folder = Path(plan.model)
+        if plan.gguf is not None:
+            yield "GGUF", _gguf(plan.gguf)
+            if not plan.gguf.made:
+                return
         if not folder.is_dir():
             yield "model", f"{plan.model}, a hub id; LoadModel fetches what is not in the cache"
             return
@@ -86,14 +90,22 @@ def model(name: str) -> Iterator[tuple[str, str]]:
     size = next(
         (size for pattern in _WEIGHTS if (size := sum(each.stat().st_size for each in folder.glob(pattern)))), 0
     )
-    yield "weights", _bytes(size)
+    yield "weights", in_bytes(size)
     yield "parsers", parsers.why
     if not size:
         raise LoadFailed(f"{name}: the folder has no weights ({', '.join(_WEIGHTS)})")
     if current_platform.is_cpu() and size > available_memory():
         raise LoadFailed(
-            f"{name}: its weights take {_bytes(size)}, and {_bytes(available_memory())} of memory are free"
+            f"{name}: its weights take {in_bytes(size)}, and {in_bytes(available_memory())} of memory are free"
         )
+
+
+def _gguf(plan: GGUFPlan) -> str:
+    if plan.made:
+        return f"{plan.source}, converted before"
+    if plan.native:
+        return f"{plan.source}; LoadModel writes its configuration and tokenizer to {plan.folder}"
+    return f"{plan.source}; LoadModel converts it, once, into {plan.folder}: {in_bytes(plan.size)} as {plan.stored_as}"
 
 
 def _devices() -> str:
@@ -101,9 +113,5 @@ def _devices() -> str:
         return "CPU"
     count = current_platform.device_count()
     names = {current_platform.get_device_name(index) for index in range(count)}
-    memory = _bytes(current_platform.get_device_total_memory(0))
+    memory = in_bytes(current_platform.get_device_total_memory(0))
     return f"{count} x {', '.join(sorted(names))}, {memory} each ({current_platform.device_name})"
-
-
-def _bytes(size: int) -> str:
-    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.1f} MiB"

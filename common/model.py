@@ -9,7 +9,7 @@ import functools
 from collections.abc import AsyncGenerator
 from typing import TypeVar
 
-from common import reply, tokens
+from common import gguf, reply, tokens
 from common.concurrency import to_its_end
 from common.embedding import Embedder
 from common.engine import Engine
@@ -65,10 +65,12 @@ class Model:
 
         Raises:
             InvalidRequest: an argument that vLLM refuses, or a parser that doesn't exist or doesn't fit.
-            LoadFailed: the root cause, where the engine did not come up or an adapter doesn't fit.
+            LoadFailed: the root cause, where a GGUF file could not be converted, the engine did not come up, or an
+                adapter doesn't fit.
 
         """
-        engine = await Engine.start(plan, clock)
+        async with gguf.in_place(plan.gguf, clock):
+            engine = await Engine.start(plan, clock)
         try:
             clock.enter("preparing parsers and templates")
             # vLLM imports the model's class where it ranks, and looks for files of it: seconds.

@@ -19,7 +19,15 @@ logger = logging.getLogger(__name__)
 # Backend options, and the dashed spellings that mean the same.
 TOOL_PARSER_FLAGS = ("--tool-parser", "--tool-call-parser")
 REASONING_PARSER_FLAGS = ("--reasoning-parser",)
-BACKEND_OPTIONS = ("tool_parser", "reasoning_parser", "ignore_seed", "pooling", "rank_timeout", "score_template")
+BACKEND_OPTIONS = (
+    "tool_parser",
+    "reasoning_parser",
+    "ignore_seed",
+    "pooling",
+    "rank_timeout",
+    "score_template",
+    "gguf",
+)
 
 
 def split_options(entries: Iterable[str], model_path: str) -> tuple[dict[str, str], list[tuple[str, str | None]]]:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import pydantic
 
+_GIB, _MIB = 1024**3, 1024**2
+
 
 def first_problem(error: Exception) -> str:
     """What an exception says, without pydantic's framing and in one line."""
@@ -20,3 +22,8 @@ def closest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]}?"
     return f"; use one of {', '.join(names)}" if len(names) < 10 else ""
+
+
+def in_bytes(size: int) -> str:
+    """A number of bytes: `1.5 GiB`, `2.3 MiB`."""
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.1f} MiB"

@@ -5,16 +5,19 @@ import json
 import os
 import re
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from common.pb import backend_pb2 as pb
 from tests.bundle.bare import Bare, is_private, loopback
-from tests.models import ensure
+from tests.cluster.lines import answers, expected, in_background, options, waits
+from tests.models import ensure, gguf_files
 from tests.models.script import line
-from tests.process.orchestrator import Backend, free_port
+from tests.process.orchestrator import ENGINE_ENVIRONMENT, Backend, free_port
 from tests.process.wire import PARSERS, chat, check_shape, content, model_options, predict_options
 
 # Loading with the compiler at work takes minutes on two cores.
@@ -25,7 +28,9 @@ pytestmark = [
 
 ODD = "/opt/an odd place, näme & 'quote'"
 MOVED = "/srv/elsewhere"
+LOAD_SECONDS = 300.0
 PORT_SECONDS = 30.0  # what the orchestrator gives it; the first start reads everything from the disk
+GGUF = "scripted.Q8_0.gguf"
 LINES = ("plain", "reasoning", "tool", "unicode")
 
 
@@ -47,6 +52,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bare]:
         shutil.copytree(ensure(name), place)
         for path in (place, *place.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
+    gguf_files.write(ensure("scripted"), bare.root / "models" / GGUF, "Q8_0").chmod(0o644)
     yield bare
     for name in ("models", "tmp"):
         shutil.rmtree(bare.root / name)  # pytest keeps its folders
@@ -64,7 +70,7 @@ def load(backend: Backend, model: str, **fields: str) -> None:
     port = backend.wait_for_health(PORT_SECONDS)
     started = time.monotonic()
     with backend.connection() as stub:
-        parsers = PARSERS if model == "scripted" else ()
+        parsers = PARSERS if model.startswith("scripted") else ()
         options = model_options(Path("/models") / model, *parsers, DType="float32", **fields)
         result = stub.LoadModel(options, timeout=900)
     assert result.success, result.message
@@ -209,6 +215,33 @@ def test_compiled_after_a_move(bare: Bare, moved: str) -> None:
     with server(bare, moved, TMPDIR="/tmp/moved") as backend:
         load(backend, "smollm2", EngineArgs='{"max_model_len": 1024, "enforce_eager": false}')
         check_paris(backend)
+
+
+def test_a_gguf_file_after_a_move(bare: Bare, moved: str) -> None:
+    """It is converted where there is no HOME to put it."""
+    with server(bare, moved) as backend:
+        load(backend, GGUF)
+        assert "is converted, once, into /tmp/" in backend.stderr
+        check_script(backend)
+
+
+def test_a_head_and_a_follower(bare: Bare, at_an_odd_place: str) -> None:
+    """Two copies of the model, one of them run by `run.sh serve`, as the head's log says."""
+    ranks = {"data_parallel_size": 2, "data_parallel_size_local": 1, "data_parallel_address": "127.0.0.1"}
+    request = options(Path("/models/scripted"), **ranks, data_parallel_rpc_port=free_port())
+    with server(bare, at_an_odd_place, **ENGINE_ENVIRONMENT) as head:
+        head.wait_for_health(PORT_SECONDS)
+        loading = in_background(head, request)
+        (words,) = waits(head, loading)
+        program, *argv = bare.argv(at_an_odd_place, *words, PATH="", **ENGINE_ENVIRONMENT)
+        with Backend(run_sh=program, argv=argv, addr="", cwd=Path("/")) as follower:
+            result = loading.result(LOAD_SECONDS)
+            assert result.success, f"{result.message}\n{follower.stderr[-4000:]}"
+            for rank in (0, 1):
+                assert answers(head, rank) == expected()
+            assert head.call("Free", pb.HealthMessage()).success
+            follower.signal_leader(signal.SIGTERM)
+            assert follower.wait_for_exit(30) == 0
 
 
 def test_by_a_linked_folder(bare: Bare, moved: str) -> None:

@@ -73,7 +73,9 @@ def test_the_data_is_complete(profile: str) -> None:
     assert set(data["python"]) <= {"3.11", "3.12", "3.13", "3.14"}
     assert set(data["machines"]) <= {"x86_64", "aarch64"}
     assert int(data["disk"]) > 0
-    (vllm,) = PYPROJECT["project"]["optional-dependencies"][profile]
+    vllm, *plugins = PYPROJECT["project"]["optional-dependencies"][profile]
+    # vLLM's plugin for GGUF has kernels for NVIDIA's GPUs.
+    assert bool(plugins) == (profile in {"cuda12", "cuda13", "l4t"})
     # A wheel from elsewhere has a local version: the general index can't stand in with its own, for CUDA 13.
     assert ("+" in vllm) == bool(data.get("indexes"))
     assert ("lock-with" in data) == ("lock-without" in data) == bool(data.get("indexes"))
@@ -163,7 +165,7 @@ def test_the_general_index_has_no_stand_in(profile: str) -> None:
         *("pip", "compile", "pyproject.toml", "--extra", profile, "--python", sys.executable),
         *("--python-version", "3.12", "--python-platform", "x86_64-manylinux_2_39"),
     )
-    (vllm,) = PYPROJECT["project"]["optional-dependencies"][profile]
+    vllm = PYPROJECT["project"]["optional-dependencies"][profile][0]
     _, stderr = resolution.communicate(timeout=UV_SECONDS)
     assert resolution.returncode == 1
     assert f"no version of {vllm}" in stderr

@@ -31,13 +31,17 @@ def args(**fields: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a model folder `org/model` and a file `model.gguf` in it."""
+    """A folder with a model folder `org/model` in it, and files that are no models."""
     (tmp_path / "org" / "model").mkdir(parents=True)
     (tmp_path / "org" / "model" / "config.json").write_text("{}")
     (tmp_path / "mistral").mkdir()
     (tmp_path / "mistral" / "params.json").write_text("{}")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "model.gguf").write_text("GGUF")
+    (tmp_path / "model.bin").write_text("weights")
+    (tmp_path / "model.gguf").write_text("no GGUF file begins so")
+    (tmp_path / "cut.gguf").write_text("GGUF")
+    for name in ("a.gguf", "b.gguf", "mmproj-a.gguf"):
+        (tmp_path / "empty" / name).write_text("GGUF")
     return tmp_path
 
 
@@ -83,10 +87,12 @@ def test_model(fields: dict[str, str], model: str, folder: Path) -> None:
         ({"Model": "a b"}, "neither"),
         ({"Model": "a\0b"}, "neither"),
         ({"Model": "http://host/model"}, "neither"),
-        ({"Model": "{}/empty"}, "config.json"),
-        ({"Model": "{}"}, "config.json"),
+        ({"Model": "{}/empty"}, "has no config.json and several GGUF files; give one of a.gguf, b.gguf"),
+        ({"Model": "{}/org"}, "config.json"),
         # A file of another backend, which the orchestrator tries every backend on.
+        ({"Model": "{}/model.bin"}, "is a file; give a Hugging Face model folder, a GGUF file or a hub id"),
         ({"Model": "{}/model.gguf"}, "is a file"),
+        ({"Model": "{}/cut.gguf"}, "cut.gguf is cut short"),
         ({"Model": "model.gguf", "ModelPath": "{}"}, "is a file"),
         ({"Model": "model", "ModelFile": "{}/model.gguf"}, "is a file"),
         pytest.param({"Model": "x" * 5000}, "", id="long"),

@@ -8,7 +8,8 @@ import pytest
 
 from common import installation
 from common.errors import LoadFailed
-from tests.models import ensure
+from common.gguf_plan import plan_gguf
+from tests.models import ensure, gguf_files
 
 
 def test_the_environment_has_what_vllm_reports() -> None:
@@ -63,3 +64,19 @@ def test_weights_that_no_memory_holds(tmp_path: Path) -> None:
         file.write((2).to_bytes(8, "little") + b"{}")  # a file of no tensors
         file.truncate(2**43)  # 8 TiB, none of it on the disk
     assert "weights take 8192.0 GiB" in failing(str(folder))
+
+
+def test_a_gguf_file_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    file = gguf_files.write(ensure("scripted"), tmp_path / "model.gguf")
+    ((name, value),) = installation.model(str(file))
+    assert name == "GGUF"
+    assert value.startswith(f"{file}; LoadModel converts it, once, into {tmp_path}/cache/gguf/model-")
+    assert value.endswith(": 2.3 MiB as float32")
+    assert not (tmp_path / "cache").exists()
+    # What was converted is looked at as any folder.
+    plan = plan_gguf(str(file))
+    shutil.copytree(ensure("scripted"), plan.folder)
+    rows = dict(installation.model(str(file)))
+    assert rows["GGUF"] == f"{file}, converted before"
+    assert rows["architecture"].startswith("LlamaForCausalLM, generate")
