@@ -31,6 +31,10 @@ def main() -> None:
         from backend import chat
 
         sys.exit(chat.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["plan"]:
+        from backend import plan
+
+        sys.exit(plan.main(sys.argv[2:]))
     from backend.shutdown import leave
 
     try:
