@@ -96,9 +96,9 @@ def _table(plan: "Plan") -> list[str]:
 
 
 def _question(flags: argparse.Namespace) -> "Question":
+    from common.layout_args import Target
+    from common.layouts import Cluster
     from common.planning import Question
-    from common.topology import Cluster
-    from common.topology_args import Target
 
     extra = {
         name: value

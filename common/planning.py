@@ -5,9 +5,9 @@ import math
 from typing import Any
 
 from common.errors import InvalidRequest
+from common.layout_args import Follower, Target, engine_args, followers, ray_lines
+from common.layouts import Cluster, Estimate, Layout, Load, choose, estimate, layouts, shortfall
 from common.model_shape import DTYPES, KV_DTYPES, ModelShape, kv_bytes, read_config, shape_of
-from common.topology import Cluster, Estimate, Layout, Load, choose, estimate, layouts, shortfall
-from common.topology_args import Follower, Target, engine_args, followers, ray_lines
 from common.weight_sizes import read_weights
 
 

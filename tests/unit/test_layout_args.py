@@ -11,9 +11,9 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from common.engine_args import plan_load
 from common.engine_fields import FIELDS, engine_args_json
+from common.layout_args import Follower, Target, engine_args, followers, ray_lines
+from common.layouts import Cluster, Layout
 from common.pb import backend_pb2 as pb
-from common.topology import Cluster, Layout
-from common.topology_args import Follower, Target, engine_args, followers, ray_lines
 from tests.models import ensure
 
 HEAD = "10.0.0.1"
@@ -94,18 +94,12 @@ def test_the_worker_hands_on_what_the_serve_line_has(layout: Layout) -> None:
     }
     for each in followers(layout, Target("org/model", HEAD, 29999, EXTRA)):
         own, passed = worker_words(each)
-        assert own["--start-rank"] == str(each.node * layout.local)
         if layout.nodes == 1:
+            assert own["--start-rank"] == str(each.node * layout.local)
             renamed = [word for name, value in own.items() for word in (names.get(name, name), value)]
             assert ("run.sh", "serve", "org/model", "--headless", *renamed, *passed) == each.serve
         else:
-            assert own == {
-                "--data-parallel-size": "1",
-                "--data-parallel-size-local": "1",
-                "--start-rank": str(each.node),
-                "--master-addr": HEAD,
-                "--master-port": "29999",
-            }
+            assert own == {"--master-addr": HEAD, "--master-port": "29999"}
             where = ("--master-addr", HEAD, "--master-port", "29999")
             assert ("run.sh", "serve", "org/model", "--headless", *where, *passed) == each.serve
 

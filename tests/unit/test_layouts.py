@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from common.layouts import GIB, Cluster, Estimate, Layout, Load, choose, estimate, layouts, refused, shortfall
 from common.model_shape import kv_bytes, shape_of
-from common.topology import GIB, Cluster, Estimate, Layout, Load, choose, estimate, layouts, refused, shortfall
 from common.weight_sizes import Weights
 from tests.unit.test_model_shape import DEEPSEEK_V3, LLAMA_70B
 

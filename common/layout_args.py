@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from common.topology import Layout
+from common.layouts import Layout
 
 # vLLM's defaults, of ParallelConfig.
 RPC_PORT, MASTER_PORT = 29550, 29501
@@ -92,8 +92,7 @@ def _spanning(layout: Layout, target: Target, node: int) -> Follower:
     where = ["--master-addr", target.head, "--master-port", str(target.port or MASTER_PORT)]
     rank = ["--nnodes", str(layout.nodes), "--node-rank", str(node), "--distributed-executor-backend", "mp"]
     same = rank + _flags(_split(layout)) + _flags(target.extra)
-    one = ["--data-parallel-size", "1", "--data-parallel-size-local", "1", "--start-rank", str(node)]
-    return _lines(target, node, [*one, *where, *_passed(same)], [*where, *same])
+    return _lines(target, node, [*where, *_passed(same)], [*where, *same])
 
 
 def _lines(target: Target, node: int, worker: list[str], serve: list[str]) -> Follower:
