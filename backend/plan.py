@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 GIB = 1024**3
 _UNITS = {"G": GIB, "GIB": GIB, "M": 1024**2, "MIB": 1024**2, "T": 1024**4, "TIB": 1024**4, "GB": 10**9, "MB": 10**6}
 _UTILIZATION = 0.92
+# Layouts over more machines than these have a row only where they have to be that large.
+_SPANS = 4
 _EPILOG = """\
 SIZE is a number with G or GiB, GB, M or MiB. Prints the layouts that use the machines evenly, the chosen one marked,
 the EngineArgs of its LoadModel and a line for each other machine. It is an estimate: vLLM measures at the load.
@@ -77,7 +79,8 @@ def _about(plan: "Plan", question: "Question") -> list[tuple[str, str]]:
 def _table(plan: "Plan") -> list[str]:
     requests = f"requests of {plan.load.context}/rank"
     rows: list[tuple[str, ...]] = [("", "TP", "PP", "DP", "EP", "machines", "weights/GPU", "cache/GPU", requests, "")]
-    for each in plan.estimates:
+    shown = [each for each in plan.estimates if each.layout.nodes <= max(_SPANS, plan.chosen.layout.nodes)]
+    for each in shown:
         layout = each.layout
         rows.append(
             (
@@ -91,6 +94,8 @@ def _table(plan: "Plan") -> list[str]:
                 "" if each.fits else each.refused or "does not fit",
             )
         )
+    if len(shown) < len(plan.estimates):
+        rows.append(("", "…", *[""] * (len(rows[0]) - 2)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -143,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpu-memory-utilization", type=_share, default=_UTILIZATION, metavar="SHARE", help="default 0.92, as vLLM's")
     what = "memory of a GPU for what is neither weights nor KV cache (default 2GiB)"
     add("--overhead", type=_size, default=2 * GIB, metavar="SIZE", help=what)
-    add("--max-model-len", type=_count, metavar="TOKENS", help="longest context (default: the model's)")
+    add("--max-model-len", type=_tokens, metavar="TOKENS", help="longest context (default: the model's)")
     add("--dtype", choices=("bfloat16", "float16", "float32"), help="default: 16 bits, the model's own")
     add("--kv-cache-dtype", choices=("bfloat16", "float16", "fp8"), help="default: as --dtype")
     for name in ("tensor", "pipeline", "data"):
@@ -165,6 +170,10 @@ def _size(text: str) -> int:
 
 
 def _count(text: str) -> int:
+    return _whole(text, 1024)
+
+
+def _tokens(text: str) -> int:
     return _whole(text, 10**8)
 
 

@@ -54,7 +54,11 @@ def test_loads_are_taken() -> None:
 
 def test_images_are_built_as_their_files_say() -> None:
     plain, ray = ((DEPLOY / name).read_text(encoding="utf-8") for name in ("Dockerfile", "Dockerfile.ray"))
-    assert "AS server" in plain
+    stages = re.findall(r"^FROM \S+ AS (\w+)$", plain, re.MULTILINE)
+    assert stages == ["server", "gpu", "files"]
+    assert set(re.findall(r"--target (\w+)", plain)) <= set(stages)
+    # What apt-get needs, and then no more.
+    assert re.findall(r"^USER (\d+)$", plain, re.MULTILINE) == ["65534", "0", "65534"]
     for name in ("compose.nvidia.yaml", "compose.intel.yaml", "leaderworkerset.yaml"):
         assert "vllm-backend-server" in (DEPLOY / name).read_text(encoding="utf-8")
     assert "-t vllm-backend-server" in plain

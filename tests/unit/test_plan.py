@@ -146,6 +146,16 @@ def test_notes(llama: str, capsys: pytest.CaptureFixture[str], words: tuple[str,
     assert [each for each in found["notes"] if note in each]
 
 
+def test_many_machines_have_few_rows(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--nodes", "1024", "--gpus-per-node", "8", "--gpu-memory", "80GiB")
+    status, output, _ = run(capsys, llama, *words, "--max-model-len", "8192")
+    assert status == 0
+    table = output.partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    assert len(table) < 20
+    assert table[-1].strip() == "…"
+    assert run(capsys, llama, *words, "--max-model-len", "8192", "--overhead", "74GiB")[0] == 1
+
+
 def test_ray_has_no_followers(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = as_json(capsys, llama, *TWO, "--ray", "--head", "10.0.0.1")
     assert found["followers"] == []
@@ -204,7 +214,7 @@ def test_a_model_that_cannot_be_read(capsys: pytest.CaptureFixture[str], tmp_pat
         (("m", "--gpu-memory", "80"), "is no size; use a number with GiB, GB or MiB"),
         (("m", "--gpu-memory", "0GiB"), "is no size"),
         (("m", "--gpu-memory", "-8GiB"), "expected one argument"),
-        (("m", "--gpu-memory", "8GiB", "--nodes", "0"), "'0': use a whole number from 1 to 100000000"),
+        (("m", "--gpu-memory", "8GiB", "--nodes", "0"), "'0': use a whole number from 1 to 1024"),
         (("m", "--gpu-memory", "8GiB", "--gpus-per-node", "1.5"), "use a whole number"),
         (("m", "--gpu-memory", "8GiB", "--port", "65536"), "use a whole number from 1 to 65535"),
         (("m", "--gpu-memory", "8GiB", "--gpu-memory-utilization", "1.2"), "use a number above 0 and at most 1"),
