@@ -39,6 +39,10 @@ def main() -> None:
 
         follower.main(sys.argv[1:])
         sys.exit()
+    if sys.argv[1:2] == ["plan"]:
+        from backend import plan
+
+        sys.exit(plan.main(sys.argv[2:]))
     from backend.shutdown import leave
 
     try:

@@ -22,8 +22,8 @@ environment without a flag:
   LOCALAI_BACKEND_PARENT_WATCH_INTERVAL        how often it is looked for (default 2s)
   VLLM_*, HF_HOME, CUDA_VISIBLE_DEVICES, ...   vLLM's own, passed through
 
-A flag beats its environment variable. `run.sh chat --help` has a terminal client, `run.sh worker --help` ranks of a
-model whose head is on another machine.
+A flag beats its environment variable. `run.sh chat --help` has a terminal client, `run.sh plan --help` computes how to
+split a model over machines, `run.sh worker --help` has ranks of a model whose head is on another machine.
 exit status: 0 after SIGTERM or SIGINT, 1 when the engine died or the parent went away (--check: when it can't serve),
 2 for flags, addresses and files that can't be used; the last line on stderr says why. docs/running.md has the rest.
 """

@@ -60,6 +60,7 @@ def test_backend_never_imports_vllm(path: Path) -> None:
         "backend.health",
         "backend.logs",
         "backend.metrics_port",
+        "backend.plan",
         "backend.sockets",
         "backend.tls",
     ],

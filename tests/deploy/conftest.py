@@ -1,0 +1,5 @@
+"""vLLM is imported in the environment that the server gives it."""
+
+from common.vllm_env import prepare_environment
+
+prepare_environment()
