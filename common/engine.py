@@ -212,6 +212,8 @@ def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
     while (fitted := plan.fitted(config.model_config)) is not plan:
         plan, config = fitted, fitted.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
+    if current_platform.is_cpu() and config.model_config.is_moe:
+        topology.check_experts(config.parallel_config)
     if why := _why_no_parsers(config):
         logger.info("load: no parsers: %s", why)
         return config, ParserChoice(None, None, why)
