@@ -136,6 +136,7 @@ async def built(building: "asyncio.Future[T]", ranks: Ranks, clock: StageClock, 
 
     """
     told: list[Missing] = []
+    remark = warned = ""
     since: float | None = None
     while not building.done():
         await asyncio.wait([building], timeout=_LOOK_SECONDS)
@@ -155,6 +156,11 @@ async def built(building: "asyncio.Future[T]", ranks: Ranks, clock: StageClock, 
             if not ranks.missing:
                 logger.info("load: all ranks of other machines have come")
             told = ranks.missing
+        # In two looks, for whoever has just connected is about to speak.
+        if ranks.remark == remark != warned and remark:
+            logger.warning("load:%s", remark)
+            warned = remark
+        remark = ranks.remark
     clock.waiting = ()
     return building.result()
 
