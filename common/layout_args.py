@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.layouts import Layout
+from common.topology import flags
 
 # vLLM's defaults, of ParallelConfig.
 RPC_PORT, MASTER_PORT = 29550, 29501
@@ -82,7 +83,7 @@ def _split(layout: Layout) -> dict[str, Any]:
 def _replicas(layout: Layout, target: Target, node: int) -> Follower:
     rank, port = str(node * layout.local), str(target.port or RPC_PORT)
     sizes = ["--data-parallel-size", str(layout.data), "--data-parallel-size-local", str(layout.local)]
-    same = _flags(_split(layout)) + _flags(target.extra)
+    same = [*flags(_split(layout)), *flags(target.extra)]
     worker = [*sizes, "--start-rank", rank, "--master-addr", target.head, "--master-port", port, *_passed(same)]
     serve = [*sizes, "--data-parallel-start-rank", rank, "--data-parallel-address", target.head]
     return _lines(target, node, worker, [*serve, "--data-parallel-rpc-port", port, *same])
@@ -91,7 +92,7 @@ def _replicas(layout: Layout, target: Target, node: int) -> Follower:
 def _spanning(layout: Layout, target: Target, node: int) -> Follower:
     where = ["--master-addr", target.head, "--master-port", str(target.port or MASTER_PORT)]
     rank = ["--nnodes", str(layout.nodes), "--node-rank", str(node), "--distributed-executor-backend", "mp"]
-    same = rank + _flags(_split(layout)) + _flags(target.extra)
+    same = [*rank, *flags(_split(layout)), *flags(target.extra)]
     return _lines(target, node, [*where, *_passed(same)], [*where, *same])
 
 
@@ -106,13 +107,3 @@ def _lines(target: Target, node: int, worker: list[str], serve: list[str]) -> Fo
 def _passed(words: list[str]) -> list[str]:
     """Words for vLLM, as the worker hands them on."""
     return [f"--vllm-arg={word}" for word in words]
-
-
-def _flags(args: Mapping[str, Any]) -> list[str]:
-    """Engine arguments as flags of `vllm serve`."""
-    words = []
-    for name, value in args.items():
-        words.append(f"--{name.replace('_', '-')}")
-        if value is not True:
-            words.append(str(value))
-    return words

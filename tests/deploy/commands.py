@@ -1,6 +1,5 @@
 """The commands of the deployment files, read as those read them that they are for."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from backend.settings import Settings, parse_settings
+from backend.worker_settings import parse_worker_settings
 from common.engine_args import plan_load
 from common.pb import backend_pb2 as pb
 from tests.unit.test_layout_args import SHARED
@@ -26,28 +26,9 @@ def server(words: Sequence[str], environ: dict[str, str] | None = None) -> Setti
 
 
 def follower(words: Sequence[str]) -> AsyncEngineArgs:
-    """What vLLM makes of `run.sh worker`, by the flags that the orchestrator's own worker has."""
+    """What vLLM makes of what `run.sh worker` starts it with."""
     assert words[0] == "worker"
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("model")
-    for flag in ("--data-parallel-size", "--data-parallel-size-local", "--start-rank", "--master-port"):
-        parser.add_argument(flag, type=int, required=True)
-    parser.add_argument("--master-addr", required=True)
-    parser.add_argument("--vllm-arg", action="append", default=[])
-    for flag in ("--register-to", "--registration-token", "--node-name", "--node-labels", "--heartbeat-interval"):
-        parser.add_argument(flag)
-    flags = parser.parse_args(list(words[1:]))
-    assert flags.start_rank >= 1
-    assert flags.start_rank + flags.data_parallel_size_local <= flags.data_parallel_size
-    return serve(
-        [
-            *("serve", flags.model, "--headless", "--data-parallel-size", str(flags.data_parallel_size)),
-            *("--data-parallel-size-local", str(flags.data_parallel_size_local)),
-            *("--data-parallel-start-rank", str(flags.start_rank)),
-            *("--data-parallel-address", flags.master_addr, "--data-parallel-rpc-port", str(flags.master_port)),
-            *flags.vllm_arg,
-        ]
-    )
+    return serve(parse_worker_settings(words[1:], {}).rank_argv)
 
 
 def serve(words: Sequence[str]) -> AsyncEngineArgs:
