@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from backend.durations import duration
 from backend.settings import LOG_FORMATS, LOG_LEVELS, SettingsError
-from common import links
+from common import links, worker_memory
 
 # How a node selector of the orchestrator keeps other models away: {"!node.role": "vllm-follower"}.
 ROLE = ("node.role", "vllm-follower")
@@ -74,6 +74,9 @@ class WorkerSettings:
             argv += ["--data-parallel-address", host, "--data-parallel-rpc-port", str(port)]
         elif _option(self.vllm_args, "--master-addr") is None:
             argv += ["--master-addr", host, "--master-port", str(port)]
+        if _option(self.vllm_args, "--worker-extension-cls") is None:
+            # By which the head asks all ranks for their memory.
+            argv += ["--worker-extension-cls", worker_memory.EXTENSION]
         return [*argv, *self.vllm_args]
 
     def rank_environment(self, environ: Mapping[str, str]) -> dict[str, str]:

@@ -235,6 +235,9 @@ class Engine:
         self._stopping = True
         if self._rank_watch is not None:
             await self._rank_watch.stop()
+        if self._loss.done():
+            # What is left of it has nobody to talk to any more, and would wait seconds for that.
+            await kill(self._processes)
         llm = self.llm
         flushing = asyncio.create_task(tracing.flush()) if self._traced else None
         # Called in the loop, shutdown would cancel the output handler under the consumers and leave them waiting.

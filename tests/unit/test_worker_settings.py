@@ -21,6 +21,9 @@ SERVE_DP = (
 )
 
 
+MEMORY = "--worker-extension-cls common.worker_memory.MemoryReport"
+
+
 def parse(*argv: str, **environ: str) -> Any:
     return parse_worker_settings(["m", *argv], environ)
 
@@ -49,8 +52,13 @@ def parse(*argv: str, **environ: str) -> Any:
 )
 def test_what_run_sh_is_started_with(argv: tuple[str, ...], rank: str) -> None:
     settings = parse(*argv)
-    assert " ".join(settings.rank_argv) == rank
+    assert " ".join(settings.rank_argv).replace(f" {MEMORY}", "") == rank
     assert settings.head in (("h", 29600), ("h", 29501))
+
+
+def test_ranks_can_tell_their_memory() -> None:
+    assert MEMORY in " ".join(parse(*DP).rank_argv)
+    assert MEMORY not in " ".join(parse(*DP, "--", "--worker-extension-cls=own.Extension").rank_argv)
 
 
 def test_variables_of_the_orchestrator() -> None:
