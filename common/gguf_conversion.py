@@ -186,7 +186,11 @@ def _to_disk(path: Path) -> None:
 
 
 def _remove_older(folder: Path) -> None:
-    """Remove what was made of earlier versions of the same file, and is not in use."""
+    """Remove what was made of earlier versions of the same file, and is not in use, and what killed processes left."""
+    for partial in folder.parent.glob(".*.partial"):
+        with contextlib.suppress(OSError), partial.with_suffix(".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial)
     mine = json.loads((folder / _SOURCE_FILE).read_text(encoding="utf-8"))
     for other in folder.parent.glob(f"*/{_SOURCE_FILE}"):
         with contextlib.suppress(OSError, ValueError):

@@ -139,10 +139,16 @@ async def test_older_versions_go_unless_they_are_in_use(file: Path, root: Path) 
     pretended(root, "stranger", "/another/model.gguf")
     held = os.open(used, os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_SH)
+    for name in ("left", "going"):
+        (root / f".{name}.partial").mkdir()
+        (root / f".{name}.lock").touch()
+    going = os.open(root / ".going.lock", os.O_RDONLY)
+    fcntl.flock(going, fcntl.LOCK_EX)
     plan = plan_gguf(str(file))
     assert await use(plan, clock())
     os.close(held)
-    assert set(left(root)) == {Path(plan.folder).name, "used", "stranger"}
+    os.close(going)
+    assert set(left(root)) == {Path(plan.folder).name, "used", "stranger", ".going.partial"}
 
 
 async def test_no_file_no_work() -> None:
