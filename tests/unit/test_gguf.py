@@ -151,6 +151,14 @@ async def test_older_versions_go_unless_they_are_in_use(file: Path, root: Path) 
     assert set(left(root)) == {Path(plan.folder).name, "used", "stranger", ".going.partial"}
 
 
+async def test_too_little_memory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "available_memory", lambda: 2**20)
+    plan = plan_gguf(str(file))
+    with pytest.raises(LoadFailed, match=r"model\.gguf takes 513\.1 MiB of memory to convert, 1\.0 MiB are free"):
+        await use(plan, clock())
+    assert not plan.made
+
+
 async def test_no_file_no_work() -> None:
     async with gguf.in_place(None, clock()):
         assert children() == []
