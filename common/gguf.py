@@ -23,6 +23,7 @@ from pathlib import Path
 
 from common import gguf_conversion, orphan_watch
 from common.concurrency import to_its_end
+from common.cpu_defaults import GIB, available_memory
 from common.engine_log import StageClock
 from common.errors import LoadFailed
 from common.gguf_plan import GGUFPlan
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _SPAWN = multiprocessing.get_context("spawn")
 _END_SECONDS = 5.0
+# What a conversion takes besides the weights: PyTorch, transformers and the vocabulary.
+_OWN_BYTES = GIB // 2
 
 
 @contextlib.asynccontextmanager
@@ -55,6 +58,7 @@ async def in_place(plan: GGUFPlan | None, clock: StageClock) -> AsyncIterator[No
         else:
             made = f"{in_bytes(plan.size)} as {plan.stored_as}"
             logger.info("load: %s is converted, once, into %s: %s", plan.source, plan.folder, made)
+        _check_memory(plan)
         await _make(plan, clock)
     try:
         yield
@@ -77,6 +81,13 @@ def _hold(folder: str) -> int | None:
         return held
     os.close(held)
     return None
+
+
+def _check_memory(plan: GGUFPlan) -> None:
+    """Raise LoadFailed where the weights would not fit: the kernel might end the server instead."""
+    needed, free = plan.size + _OWN_BYTES, available_memory()
+    if free < needed and not plan.native:
+        raise LoadFailed(f"{plan.source} takes {in_bytes(needed)} of memory to convert, {in_bytes(free)} are free")
 
 
 async def _make(plan: GGUFPlan, clock: StageClock) -> None:

@@ -48,7 +48,7 @@ def run(source: str, folder: str, stored_as: str | None, channel: Connection) ->
         channel.send((PROBLEM, "there is not enough memory"))
     except OSError as error:
         channel.send((PROBLEM, f"{error.filename or folder}: {error.strerror or error}"))
-    except Exception as error:  # noqa: BLE001  # whatever transformers makes of a file that is not as it should be
+    except BaseException as error:  # noqa: BLE001  # a panic in the library of tokenizers is no Exception
         channel.send((PROBLEM, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"))
 
 
@@ -118,8 +118,8 @@ def _convert(source: str, into: Path, stored_as: str | None, say: Say) -> None:
             if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
                 raise Unconvertible(f"some of its weights are no numbers, or beyond what {stored_as} holds")
             say("writing the weights")
-            # transformers saves no model that has a quantizer.
-            model.hf_quantizer = None
+            # transformers saves no model that has a quantizer, and experts stacked unless it looks up how they were.
+            model.hf_quantizer = model._weight_conversions = None
             with contextlib.suppress(AttributeError):
                 del model.config.quantization_config
             model.save_pretrained(into, max_shard_size=_SHARD)
@@ -186,7 +186,11 @@ def _to_disk(path: Path) -> None:
 
 
 def _remove_older(folder: Path) -> None:
-    """Remove what was made of earlier versions of the same file, and is not in use."""
+    """Remove what was made of earlier versions of the same file, and is not in use, and what killed processes left."""
+    for partial in folder.parent.glob(".*.partial"):
+        with contextlib.suppress(OSError), partial.with_suffix(".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(partial)
     mine = json.loads((folder / _SOURCE_FILE).read_text(encoding="utf-8"))
     for other in folder.parent.glob(f"*/{_SOURCE_FILE}"):
         with contextlib.suppress(OSError, ValueError):

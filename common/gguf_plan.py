@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import transformers
 from transformers.integrations.gguf import GGUF_ARCHS
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_TOKENIZER_TYPES
@@ -46,6 +47,8 @@ _TRANSFORMERS_NAMES = {
     "qwen35": "qwen3_5_text",
     "qwen35moe": "qwen3_5_moe_text",
 }
+# transformers drops the experts of these files.
+_LOSSY = frozenset({"gpt-oss"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +145,11 @@ def architectures() -> dict[str, str]:
     classes = {}
     words = {name: word for word, name in _TRANSFORMERS_NAMES.items()}
     for name in (*GGUF_SUPPORTED_ARCHITECTURES, *GGUF_ARCHS):
-        found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(_TRANSFORMERS_NAMES.get(name, name))
-        if found in ModelRegistry.get_supported_archs():
-            classes[words.get(name, name)] = found
+        word = words.get(name, name)
+        found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(_TRANSFORMERS_NAMES.get(word, word))
+        known = word in gguf.MODEL_ARCH_NAMES.values() and word not in _LOSSY
+        if known and found in ModelRegistry.get_supported_archs():
+            classes[word] = found
     return classes
 
 

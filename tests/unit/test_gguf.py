@@ -125,22 +125,38 @@ async def test_a_folder_that_can_not_be_made(file: Path, tmp_path: Path) -> None
         await use(plan, clock())
 
 
-@pytest.mark.parametrize("in_use", [False, True])
-async def test_an_older_version_goes_unless_it_is_in_use(in_use: bool, file: Path, root: Path) -> None:
-    older = plan_gguf(str(file))
-    os.makedirs(older.folder)
-    (Path(older.folder) / "source.json").write_text(f'{{"source": "{file}"}}')
-    stranger = root / "stranger"
-    stranger.mkdir()
-    (stranger / "source.json").write_text('{"source": "/another/model.gguf"}')
-    held = os.open(older.folder, os.O_RDONLY)
-    fcntl.flock(held, fcntl.LOCK_SH if in_use else fcntl.LOCK_UN)
-    os.utime(file, ns=(1, 1))
+def pretended(root: Path, name: str, source: str) -> Path:
+    """A folder that was made of the file `source`."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "source.json").write_text(f'{{"source": "{source}"}}')
+    return folder
+
+
+async def test_older_versions_go_unless_they_are_in_use(file: Path, root: Path) -> None:
+    pretended(root, "older", str(file))
+    used = pretended(root, "used", str(file))
+    pretended(root, "stranger", "/another/model.gguf")
+    held = os.open(used, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    for name in ("left", "going"):
+        (root / f".{name}.partial").mkdir()
+        (root / f".{name}.lock").touch()
+    going = os.open(root / ".going.lock", os.O_RDONLY)
+    fcntl.flock(going, fcntl.LOCK_EX)
     plan = plan_gguf(str(file))
     assert await use(plan, clock())
     os.close(held)
-    kept = {Path(plan.folder).name, "stranger"} | ({Path(older.folder).name} if in_use else set())
-    assert set(left(root)) == kept
+    os.close(going)
+    assert set(left(root)) == {Path(plan.folder).name, "used", "stranger", ".going.partial"}
+
+
+async def test_too_little_memory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "available_memory", lambda: 2**20)
+    plan = plan_gguf(str(file))
+    with pytest.raises(LoadFailed, match=r"model\.gguf takes 513\.1 MiB of memory to convert, 1\.0 MiB are free"):
+        await use(plan, clock())
+    assert not plan.made
 
 
 async def test_no_file_no_work() -> None:

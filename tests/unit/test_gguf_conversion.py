@@ -1,9 +1,9 @@
 """What is in the folder that a GGUF file is converted into, and why some files are not converted."""
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -22,32 +22,25 @@ from tests.models.script import script
 TEXTS = ["What is 17 + 25?", "  two  spaces\n\n", "naïve café 😀 日本", "<think>a</think><|im_end|>", "don't I'll 1234"]
 
 
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    """The conversion has a process, and so an environment, of its own."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
 @pytest.fixture(scope="module")
 def scripted() -> Path:
     return ensure("scripted")
 
 
 def convert(source: Path, folder: Path, stored_as: str | None = "float16") -> list[tuple[str, str]]:
-    """What it says while it converts."""
+    """What it says while it converts, here instead of in a process, and so an environment, of its own."""
     receiver, sender = Pipe(duplex=False)
-    gguf_conversion.run(str(source), str(folder), stored_as, sender)
-    sender.close()
+    before = dict(os.environ)
+    try:
+        gguf_conversion.run(str(source), str(folder), stored_as, sender)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        sender.close()
     said = []
-    while receiver.poll():
-        try:
+    with receiver, contextlib.suppress(EOFError):
+        while True:
             said.append(receiver.recv())
-        except EOFError:
-            break
-    receiver.close()
     return said
 
 
