@@ -154,9 +154,10 @@ class Supervisor:
         killed = asyncio.create_task(self._killing())
         try:
             await asyncio.wait([ended, lost, killed], return_when=asyncio.FIRST_COMPLETED)
+            is_stuck = killed.done() and not ended.done()
             if ended.done():
                 life.status = ended.result()
-            elif killed.done():
+            elif is_stuck:
                 logger.warning("the ranks did not end: killed")
             else:
                 logger.warning("the head is gone: the ranks are ended, and started again for the next one")
@@ -166,7 +167,7 @@ class Supervisor:
             killed.cancel()
             await rank.end()
             status = await ended
-        if self._stop.is_set() and life.status is None:
+        if is_stuck:
             life.status = status
         life.seconds = time.monotonic() - life.started
         return life
