@@ -27,7 +27,8 @@ in Python. Importing this package or `tests.models.script` is cheap; torch and t
 to make a model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -69,4 +70,22 @@ def ensure(name: str) -> Path:
     the same model meanwhile waits. Raises `MakeError`.
     """
     recipe = RECIPES[name]
-    return cache.folder(name, recipe.version, lambda into: import_module(recipe.module).make(into))
+
+    def make(into: Path) -> None:
+        with _one_thread():
+            import_module(recipe.module).make(into)
+
+    return cache.folder(name, recipe.version, make)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """With two, each waits busily for the other, which waits for a core where something else runs too."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
