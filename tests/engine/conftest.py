@@ -1,7 +1,9 @@
 """A real vLLM engine with the scripted model, one at a time, shared by all tests that load it the same way."""
 
+import inspect
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,23 @@ from tests.models import ensure  # noqa: E402
 
 MAX_MODEL_LEN = 1024
 STOP_SECONDS = 15.0
+# The fixtures of the two engines that many modules share, in the order in which they run.
+SHARED = ("thinking_model", "model")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a shared engine follow each other, whatever module they are of; those that end it come last."""
+    room = [index for index, item in enumerate(items) if item.path.parent == Path(__file__).parent]
+    for index, item in zip(room, sorted((items[index] for index in room), key=_turn), strict=True):
+        items[index] = item
+
+
+def _turn(item: pytest.Item) -> tuple[int, bool]:
+    assert isinstance(item, pytest.Function)
+    for turn, name in enumerate(SHARED):
+        if name in item.fixturenames:
+            return turn, "engines" in inspect.signature(item.function).parameters
+    return len(SHARED), False
 
 
 class Engines:
