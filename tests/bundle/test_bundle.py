@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.bundle.bare import Bare, is_private, loopback
+from tests.cluster.lines import answers, expected, in_background, options, waits
 from tests.models import ensure
 from tests.models.script import line
 from tests.process.orchestrator import Backend, free_port
@@ -209,6 +210,28 @@ def test_compiled_after_a_move(bare: Bare, moved: str) -> None:
     with server(bare, moved, TMPDIR="/tmp/moved") as backend:
         load(backend, "smollm2", EngineArgs='{"max_model_len": 1024, "enforce_eager": false}')
         check_paris(backend)
+
+
+def test_a_follower(bare: Bare, moved: str) -> None:
+    """run.sh serve too works where there is nothing; the head's own line starts it."""
+    topology = options(
+        Path("/models/scripted"),
+        data_parallel_size=2,
+        data_parallel_size_local=1,
+        data_parallel_address="127.0.0.1",
+        data_parallel_rpc_port=free_port(),
+    )
+    with server(bare, moved, VLLM_CPU_KVCACHE_SPACE="1", OMP_NUM_THREADS="1") as backend:
+        backend.wait_for_health(PORT_SECONDS)
+        loading = in_background(backend, topology)
+        (words,) = waits(backend, loading)
+        program, *argv = bare.argv(moved, *words)
+        environment = {"PATH": "", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+        with Backend(run_sh=program, argv=argv, addr="", cwd=Path("/"), env=environment) as follower:
+            result = loading.result(300)
+            assert result.success, f"{result.message}\n{follower.stderr[-4000:]}"
+            for rank in (0, 1):
+                assert answers(backend, rank) == expected()
 
 
 def test_by_a_linked_folder(bare: Bare, moved: str) -> None:
