@@ -112,7 +112,7 @@ class LongStream:
 
 def topology(model: Path, **engine_args: object) -> pb.ModelOptions:
     """LoadModel's request."""
-    found = options(model, **engine_args)
+    found = options(model, dtype="float32", **engine_args)
     found.MaxModelLen = CONTEXT
     return found
 
