@@ -25,7 +25,7 @@ from common.engine_args import LoadPlan
 from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import InvalidRequest, LoadFailed
 from common.parsers import ParserChoice, choose_parsers
-from common.processes import adopt_orphans, engine_processes, give_memory_back, kill
+from common.processes import adopt_orphans, engine_processes, give_memory_back, kill, leave_ray
 from common.ranks import Ranks, built
 from common.statistics import EngineStatistics, Throughput
 from common.wording import first_problem
@@ -163,6 +163,7 @@ class Engine:
             except InvalidRequest:
                 raise
             except Exception as error:
+                await asyncio.to_thread(leave_ray)
                 await kill(engine_processes())
                 unregister_vllm_metrics()
                 lines = await asyncio.to_thread(log.lines, _LAST_WORDS_SECONDS)
@@ -192,6 +193,7 @@ class Engine:
         # Called in the loop, shutdown would cancel the output handler under the consumers and leave them waiting.
         with contextlib.suppress(Exception):
             await asyncio.to_thread(llm.shutdown, timeout)
+        await asyncio.to_thread(leave_ray)
         await kill(self._processes)
         if flushing is not None:
             with contextlib.suppress(Exception):
@@ -210,6 +212,8 @@ def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
     config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
     while (fitted := plan.fitted(config.model_config)) is not plan:
         plan, config = fitted, fitted.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
+    if current_platform.is_cpu() and config.model_config.is_moe:
+        topology.check_experts(config.parallel_config)
     if why := _why_no_parsers(config):
         logger.info("load: no parsers: %s", why)
         return config, ParserChoice(None, None, why)
@@ -264,6 +268,7 @@ async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") ->
         await asyncio.to_thread(llm.shutdown, 0)
         del llm
     unregister_vllm_metrics()
+    await asyncio.to_thread(leave_ray)
     await kill(engine_processes())
 
 

@@ -60,13 +60,13 @@ def use_route_to(host: str) -> None:
     logger.info("network: %s, %s by the route to %s", _spelled(chosen), why, host)
     if is_loopback(host):
         logger.warning("network: other machines can't reach a head at %s", host)
-    for address in sorted({route.address, chosen[HOST_IP]}):
-        if is_public(address):
-            logger.warning(
-                "network: vLLM's channels between machines listen on %s, unencrypted and open to everybody who can"
-                " reach it: use an address of a private network, or a firewall",
-                address,
-            )
+    # Torch's store, where nodes meet, listens on all of them.
+    if exposed := sorted(filter(is_public, {host, route.address, chosen[HOST_IP], *interfaces()})):
+        logger.warning(
+            "network: vLLM's channels between machines listen on %s, unencrypted and open to everybody who can"
+            " reach it: use machines of a private network, or a firewall",
+            ", ".join(exposed),
+        )
 
 
 def route_to(host: str) -> Route:
@@ -114,8 +114,14 @@ def ipv6_address(host: str) -> str | None:
 
 
 def is_public(address: str) -> bool:
-    """Whether others than our own networks may reach it: routed in the internet, or all of a machine's addresses."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
+    """Whether others than our own networks may reach it: routed in the internet, or all of a machine's addresses.
+
+    False for what is no address.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
     return parsed.is_global or parsed.is_unspecified
 
 

@@ -7,6 +7,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import sys
 
 import psutil
 
@@ -70,6 +71,16 @@ def give_memory_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def leave_ray() -> None:
+    """Disconnect from Ray, where vLLM has connected this process: what it has started there ends with that."""
+    ray = sys.modules.get("ray")
+    try:
+        if ray is not None and ray.is_initialized():
+            ray.shutdown()
+    except Exception:
+        logger.warning("Ray: this process could not disconnect", exc_info=True)
 
 
 async def kill(processes: list[psutil.Process]) -> None:

@@ -61,7 +61,7 @@ class Ranks:
     def awaited(self, parallel: Parallel, args: Mapping[str, Any]) -> Iterator[None]:
         """While vLLM builds an engine in the block, look who comes; `args` are the head's engine arguments."""
         self._args = args
-        self._parallel = parallel if topology.head_address(parallel) else None
+        self._parallel = parallel if topology.has_followers(parallel) else None
         vllm = logging.getLogger(wait_for_engine_startup.__module__)
         level, shown = vllm.level, vllm.getEffectiveLevel()
 
@@ -101,7 +101,7 @@ class Ranks:
             self._began = time.monotonic()
         if self._began is None or time.monotonic() - self._began < _GRACE_SECONDS:
             return
-        self.missing = topology.missing(parallel, self._said.keys(), self._workers, self._args)
+        self.missing = topology.missing(parallel, set(self._said), self._workers, self._args)
         if data_parallel:
             self._compare(found.peers)
 
@@ -117,7 +117,7 @@ class Ranks:
 
     def _compare(self, peers: frozenset[tuple[str, int]]) -> None:
         """Set what ranks have said against the connections; one holds from HELLO to READY."""
-        starting = sorted(rank for rank, status in self._said.items() if status == "HELLO")
+        starting = sorted(rank for rank, status in dict(self._said).items() if status == "HELLO")
         self._strangers = peers if self.missing and not starting else frozenset()
         self._looks_without = self._looks_without + 1 if len(peers) < len(starting) else 0
         if self._looks_without >= _LOOKS:
@@ -136,6 +136,7 @@ async def built(building: "asyncio.Future[T]", ranks: Ranks, clock: StageClock, 
 
     """
     told: list[Missing] = []
+    remark = warned = ""
     since: float | None = None
     while not building.done():
         await asyncio.wait([building], timeout=_LOOK_SECONDS)
@@ -155,6 +156,11 @@ async def built(building: "asyncio.Future[T]", ranks: Ranks, clock: StageClock, 
             if not ranks.missing:
                 logger.info("load: all ranks of other machines have come")
             told = ranks.missing
+        # In two looks, for whoever has just connected is about to speak.
+        if ranks.remark == remark != warned and remark:
+            logger.warning("load:%s", remark)
+            warned = remark
+        remark = ranks.remark
     clock.waiting = ()
     return building.result()
 

@@ -99,11 +99,31 @@ def check_head(args: Mapping[str, Any]) -> None:
         )
 
 
+def check_experts(parallel: Parallel) -> None:
+    """Refuse what a mixture of experts can't do on CPUs.
+
+    Raises:
+        InvalidRequest: it has data-parallel ranks, which would exchange tokens; their engines would die of the first.
+
+    """
+    if parallel.data_parallel_size > 1:
+        raise InvalidRequest(
+            "data_parallel_size",
+            "vLLM 0.32 has no data parallelism for a mixture of experts on CPUs (all_gatherv); use"
+            " tensor_parallel_size with nnodes, also with enable_expert_parallel",
+        )
+
+
 def head_address(parallel: Parallel) -> str:
-    """The address that followers are told; empty where there are none."""
-    if _remote_ranks(parallel):
+    """The address that other machines are told; empty where there are none, or where Ray finds them."""
+    if _remote_ranks(parallel) or parallel.local_engines_only:
         return parallel.data_parallel_master_ip
     return parallel.master_addr if parallel.nnodes > 1 else ""
+
+
+def has_followers(parallel: Parallel) -> bool:
+    """Whether `run.sh serve` on other machines makes this engine whole."""
+    return waits_for_ranks(parallel) or parallel.nnodes > 1
 
 
 def waits_for_ranks(parallel: Parallel) -> bool:

@@ -19,12 +19,16 @@ DEFAULTS = {
     # An unattended process reports to its operator, not to the network.
     "VLLM_NO_USAGE_STATS": "1",
 }
+_RAY = {
+    # Where a load uses it, it would take SIGTERM over from the server, and end the process without a drain.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+}
 
 
 def prepare_environment() -> None:
     """Set what the user has not set. Call before vLLM is first imported."""
     ensure_home()
-    for name, value in DEFAULTS.items():
+    for name, value in (DEFAULTS | _RAY).items():
         os.environ.setdefault(name, value)
     processors = len(os.sched_getaffinity(0))
     if (quota := cgroup.processors()) is not None and quota < processors:

@@ -76,6 +76,7 @@ def test_an_address_that_no_card_has(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("address", "public"),
     [
+        ("head", False),
         ("10.0.0.1", False),
         ("192.168.1.1", False),
         ("127.0.0.1", False),
@@ -92,9 +93,21 @@ def test_what_others_may_reach(
     address: str, public: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert is_public(address) is public
+    warning = "unencrypted and open to everybody"
+    monkeypatch.setattr(network, "interfaces", dict)
     monkeypatch.setattr(network, "route_to", lambda _host: Route(address, "eth0"))
+    use_route_to("head.example")
+    assert (warning in caplog.text) is public
+    caplog.clear()
+    # The card that is used is private, and the machine has another one; or it is to listen on all of them.
+    monkeypatch.setattr(network, "route_to", lambda _host: Route("10.0.0.1", "eth0"))
+    monkeypatch.setattr(network, "interfaces", lambda: {address: "eth1"})
     use_route_to("10.0.0.2")
-    assert ("unencrypted and open to everybody" in caplog.text) is public
+    assert (warning in caplog.text) is public
+    caplog.clear()
+    monkeypatch.setattr(network, "interfaces", dict)
+    use_route_to(address)
+    assert (warning in caplog.text) is public
 
 
 def test_an_address_that_nobody_else_can_reach(caplog: pytest.LogCaptureFixture) -> None:

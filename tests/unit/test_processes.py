@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
-from common.processes import engine_processes, kill, memory_by_process
+from common.processes import engine_processes, kill, leave_ray, memory_by_process
 
 # A child that starts another one, ignores polite requests, and says when both are there.
 PARENT = """
@@ -75,3 +77,19 @@ async def test_a_killed_child_of_multiprocessing_leaves_no_pipe() -> None:
     # Reaped by anybody but multiprocessing it would stay among these, with its pipes, for good.
     assert child not in multiprocessing.active_children()
     assert child.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_ray_is_left_where_it_is_used(monkeypatch: pytest.MonkeyPatch, connected: bool) -> None:
+    left: list[str] = []
+    ray = SimpleNamespace(is_initialized=lambda: connected, shutdown=lambda: left.append("ray"))
+    monkeypatch.setitem(sys.modules, "ray", cast("Any", ray))
+    leave_ray()
+    assert left == ["ray"] * connected
+
+
+def test_ray_that_does_not_let_go(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    ray = SimpleNamespace(is_initialized=lambda: 1 / 0)
+    monkeypatch.setitem(sys.modules, "ray", cast("Any", ray))
+    leave_ray()
+    assert "could not disconnect" in caplog.text

@@ -143,11 +143,14 @@ async def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not future.done()
 
 
-async def test_a_rank_that_says_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rank_that_says_nothing_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     seen(monkeypatch, ("10.0.0.2", 1))
     ranks = Ranks()
     with building(ranks) as future, pytest.raises(LoadFailed, match="is connected and says nothing"):
-        await built(future, ranks, clock(), patience=0.05)
+        await built(future, ranks, clock(), patience=0.3)
+    assert caplog.text.count("10.0.0.2 is connected and says nothing") == 1
 
 
 async def test_a_rank_that_goes_away_while_it_loads_ends_the_load(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,26 @@ from typing import Any, cast
 
 import pytest
 from vllm import AsyncEngineArgs
+from vllm.distributed.device_communicators.base_device_communicator import DeviceCommunicatorBase
+from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from common.engine_args import LoadPlan, plan_load
 from common.errors import InvalidRequest
 from common.pb import backend_pb2 as pb
-from common.topology import Missing, Parallel, check_head, flags, head_address, missing, remote_workers, waits_for_ranks
+from common.topology import (
+    Missing,
+    Parallel,
+    check_experts,
+    check_head,
+    flags,
+    has_followers,
+    head_address,
+    missing,
+    remote_workers,
+    waits_for_ranks,
+)
 
 ARGS = {"model": "org/model"}
 
@@ -115,8 +128,12 @@ def test_who_waits_and_where() -> None:
     assert [waits_for_ranks(each) for each in (alone, wide, two)] == [False, False, True]
     assert [remote_workers(each) for each in (alone, wide, two)] == [0, 2, 0]
     # Ray places its ranks itself, and behind another balancer each frontend has its own.
-    for other in ({"data_parallel_backend": "ray"}, {"local_engines_only": True}):
-        assert not head_address(parallel(data_parallel_size=2, **other))
+    ray, apart = (
+        parallel(data_parallel_size=2, **other)
+        for other in ({"data_parallel_backend": "ray"}, {"local_engines_only": True})
+    )
+    assert [head_address(each) for each in (ray, apart)] == ["", "10.0.0.1"]
+    assert [has_followers(each) for each in (alone, wide, two, ray, apart)] == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +152,16 @@ def test_what_no_head_can_be(args: dict[str, Any], named: str) -> None:
 @pytest.mark.parametrize("args", [{}, {"node_rank": 0}, {"distributed_executor_backend": "ray"}])
 def test_what_a_head_can_be(args: dict[str, Any]) -> None:
     check_head(args)
+
+
+def test_experts_on_cpus() -> None:
+    check_experts(parallel(world_size=2, nnodes=2))
+    with pytest.raises(InvalidRequest, match=r"data_parallel_size: .*tensor_parallel_size"):
+        check_experts(parallel(data_parallel_size=2))
+
+
+def test_what_experts_on_cpus_need_vllm_still_lacks() -> None:
+    assert CpuCommunicator.all_gatherv is DeviceCommunicatorBase.all_gatherv
 
 
 def test_the_words_of_a_line() -> None:
