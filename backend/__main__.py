@@ -74,7 +74,11 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
 
     loop = asyncio.get_running_loop()
     keep_call_slots(loop)
-    lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout, limits=settings.limits)
+    lifecycle = Lifecycle(
+        shutdown_timeout=settings.shutdown_timeout,
+        limits=settings.limits,
+        scraped=settings.metrics_addr is not None,
+    )
     _allow_many_connections()
     metrics = metrics_port.bind(settings.metrics_addr) if settings.metrics_addr else None
     counters = Counters() if metrics else None

@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 import psutil
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
@@ -26,7 +27,7 @@ from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import InvalidRequest, LoadFailed
 from common.parsers import ParserChoice, choose_parsers
 from common.processes import adopt_orphans, engine_processes, give_memory_back, kill
-from common.statistics import EngineStatistics, Throughput
+from common.statistics import EngineStatistics, Throughput, Unscraped
 from common.wording import first_problem
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,9 @@ class Engine:
             loop.call_soon_threadsafe(clock.enter, stage)
 
         throughput = None if plan.engine_args.get("disable_log_stats") else Throughput()
+        loggers = [] if throughput is None else [throughput.logger]
+        if not plan.scraped:
+            loggers.append(Unscraped)
 
         def build() -> tuple[AsyncLLM, ParserChoice]:
             config, parsers = configure(plan)
@@ -139,7 +143,7 @@ class Engine:
                     usage_context=UsageContext.ENGINE_CONTEXT,
                     enable_log_requests=bool(plan.engine_args.get("enable_log_requests")),
                     disable_log_stats=throughput is None,
-                    stat_loggers=None if throughput is None else [throughput.logger],
+                    stat_loggers=None if throughput is None else loggers,
                 )
             return llm, parsers
 
@@ -166,6 +170,8 @@ class Engine:
         except BaseException:
             await to_its_end(engine.stop(timeout=0))
             raise
+        # vLLM asks the environment anew for every token; so do its own processes once they are up.
+        envs.enable_envs_cache()
         engine.abilities = Abilities.of(tasks, llm.model_config)
         log.forget()
         return engine
@@ -186,6 +192,7 @@ class Engine:
         if flushing is not None:
             with contextlib.suppress(Exception):
                 await flushing
+        envs.disable_envs_cache()
         # Else a scrape would find the numbers of an engine that is gone.
         unregister_vllm_metrics()
         del self.llm, llm

@@ -59,6 +59,8 @@ class LoadPlan:
     """Engine arguments that the orchestrator switches on for every model, suitable or not."""
     limits: Limits = dataclasses.field(default_factory=Limits)
     """What is admitted where `engine_args` don't say."""
+    scraped: bool = True
+    """Whether anybody can ask the process for vLLM's own metrics."""
 
     @property
     def model(self) -> str:
@@ -111,7 +113,12 @@ class LoadPlan:
             raise InvalidRequest("EngineArgs", first_problem(error)) from error
 
 
-def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan:  # noqa: B008  # it is frozen
+def plan_load(
+    options: pb.ModelOptions,
+    limits: Limits = Limits(),  # noqa: B008  # it is frozen
+    *,
+    scraped: bool = True,
+) -> LoadPlan:
     """The plan that `options` ask for, in a process with these limits.
 
     Raises:
@@ -157,6 +164,7 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
         score_template=_score_template(own.get("score_template"), options),
         imposed=imposed,
         limits=limits,
+        scraped=scraped,
     )
 
 
