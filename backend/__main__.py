@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import logging
 import os
 import resource
@@ -20,6 +21,8 @@ logger = logging.getLogger("backend")
 
 # Sixty-four times the connections that the orchestrator has at most.
 MOST_DESCRIPTORS = 65536
+# A step of an engine makes some eight for each stream, which are gone before the next: no work for the collector.
+YOUNG_OBJECTS = 5000
 # Longest that requests of a server whose port another one took over may go on.
 _RETIRED_SECONDS = 3600.0
 
@@ -51,6 +54,7 @@ def main() -> None:
         from common.processes import return_large_blocks
 
         return_large_blocks()
+        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         uvloop.run(serve(settings, parent))
     except SettingsError as error:
         leave(2, str(error))
