@@ -5,6 +5,7 @@ it is not are stopped (SIGSTOP). Status 1 where a promise does not hold, see `te
 """
 
 import argparse
+import dataclasses
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 # What an engine takes to wake up.
 _SETTLE_SECONDS = 0.2
 _WARM_UP_TOKENS = 16
+_WAKE_TOKENS = 4
 
 
 def main() -> int:
@@ -33,7 +35,9 @@ def main() -> int:
     failed = False
     with Player() as player:
         for fleet in dict.fromkeys(cell.fleet for cell in cells):
-            systems = plan.systems(fleet, player)
+            systems = [
+                system for system in plan.systems(fleet, player) if given.system is None or system.name in given.system
+            ]
             with running(systems):
                 for cell in (cell for cell in cells if cell.fleet == fleet):
                     try:
@@ -57,6 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the report goes; cells of old runs stay")
     parser.add_argument("--dry", action="store_true", help="write no report")
+    parser.add_argument("--system", action="append", help="only these systems, such as ours; may be repeated")
     for name, kind in (("fleet", str), ("scenario", str), ("streams", int), ("tokens", int), ("connections", int)):
         parser.add_argument(f"--{name}", type=kind, action="append", help="only cells with it; may be repeated")
     return parser.parse_args()
@@ -97,6 +102,7 @@ def _turn(cell: Cell, system: System, ask: Ask) -> tuple[Round, set[tuple[int, i
     system.resume()
     time.sleep(_SETTLE_SECONDS)
     try:
+        system.play(dataclasses.replace(ask, tokens=min(ask.tokens, _WAKE_TOKENS)), 1, 1)
         before = system.cpu()
         turns = [system.play(ask, cell.streams, connections) for _ in range(times)]
         cpu = system.cpu() - before

@@ -91,6 +91,10 @@ class Measured:
         pairs = zip(self.rounds[contender], self.rounds[to], strict=True)
         return Summary.of([mine[figure] / other[figure] for mine, other in pairs])
 
+    def has(self, *contenders: str) -> bool:
+        """Whether all of them were measured."""
+        return self.rounds.keys() >= set(contenders)
+
     def difference(self, contender: str, figure: str, to: str) -> Summary:
         """As `ratio`."""
         pairs = zip(self.rounds[contender], self.rounds[to], strict=True)
@@ -143,19 +147,22 @@ class Verdict:
 def verdicts(all_measured: Sequence[Measured]) -> Iterator[Verdict]:
     """What is promised of cells that were measured; those of one run only, where two cells are compared."""
     by_cell = {measured.cell: measured for measured in all_measured}
-    if one := by_cell.get(Cell("toy", "plain", 1, 128)):
+    one = by_cell.get(Cell("toy", "plain", 1, 128))
+    if one and one.has(OURS, IN_PROCESS):
         more = one.difference(OURS, "first_p50", IN_PROCESS).median
         yield Verdict(f"{one.cell}: first message after in process, ms", more, 2.0, at_least=False)
     if many := by_cell.get(Cell("toy", "plain", 128, 128)):
         yield from _of_many(many)
-        if longer := by_cell.get(Cell("toy", "plain", 128, 1024)):
+        longer, shared = (by_cell.get(Cell("toy", "plain", 128, *more)) for more in ((1024,), (128, 1)))
+        if longer and longer.has(OURS) and many.has(OURS):
             flat = longer.summary(OURS, "cpu").median / many.summary(OURS, "cpu").median
             yield Verdict("CPU per token of 1,024 tokens to that of 128", flat, 1.05, at_least=False)
-        if shared := by_cell.get(Cell("toy", "plain", 128, 128, 1)):
+        if shared and shared.has(OURS) and many.has(OURS):
             flat = many.summary(OURS, "cpu").median / shared.summary(OURS, "cpu").median
             yield Verdict("CPU per token of 128 connections to that of 1", flat, 1.05, at_least=False)
     for scenario in ("tools", "reasoning"):
-        if parsed := by_cell.get(Cell("parsers", scenario, 128, 128)):
+        parsed = by_cell.get(Cell("parsers", scenario, 128, 128))
+        if parsed and parsed.has(OURS, IN_PROCESS):
             times = parsed.ratio(OURS, "cpu", IN_PROCESS).median
             yield Verdict(f"{parsed.cell}: CPU per token to in process", times, 75 / 39, at_least=False)
 
@@ -168,11 +175,17 @@ def _of_many(many: Measured) -> Iterator[Verdict]:
         (OURS, HTTP, 1.0),
         (OURS, GRPC, 1.0),
     ):
+        if not many.has(contender, to):
+            continue
         value = many.ratio(contender, "tokens_per_s", to).median
         yield Verdict(f"{name}: tokens/s of {contender} to {to}", value, least, at_least=True)
     for to, most in ((IN_PROCESS, 60 / 39), (HTTP, 60 / 81), (GRPC, 60 / 111)):
+        if not many.has(OURS, to):
+            continue
         value = many.ratio(OURS, "cpu", to).median
         yield Verdict(f"{name}: CPU per token to {to}", value, most, at_least=False)
+    if not many.has(OURS, IN_PROCESS):
+        return
     # Merged for want of CPU, messages may not become rare, nor a token late.
     rate = many.summary(OURS, "slowest_rate").low
     engine = many.summary(IN_PROCESS, "slowest_rate").median

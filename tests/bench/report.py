@@ -57,9 +57,11 @@ def write(folder: Path, measured: Sequence[Measured], found: Sequence[Verdict]) 
 
 def _merged(path: Path, measured: Sequence[Measured], found: Sequence[Verdict]) -> dict[str, Any]:
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": [], "verdicts": []}
-    cells = {_measured(each).cell: each for each in old["cells"]} | {
-        each.cell: {"cell": dataclasses.asdict(each.cell), "rounds": each.rounds} for each in measured
-    }
+    cells = {_measured(each).cell: each for each in old["cells"]}
+    for each in measured:
+        # A run of some of the systems is no replacement for one of more.
+        if not (each.cell in cells and cells[each.cell]["rounds"].keys() > each.rounds.keys()):
+            cells[each.cell] = {"cell": dataclasses.asdict(each.cell), "rounds": each.rounds}
     verdicts = {each["promise"]: each for each in old["verdicts"]} | {
         each.promise: dataclasses.asdict(each) for each in found
     }
@@ -125,6 +127,8 @@ def _spread(measured: Measured, name: str, figure: str) -> str:
 
 def _ratio(measured: Measured, name: str, figure: str) -> str:
     to = IN_PROCESS + UNARY if name.endswith(UNARY) else IN_PROCESS
+    if to not in measured.rounds:
+        return ""
     summary = measured.ratio(name, figure, to)
     return f"{summary.median:.3f}" + (f" ({summary.low:.3f} to {summary.high:.3f})" if name != to else "")
 

@@ -221,3 +221,17 @@ def test_the_client_sees_every_message_of_http(path: str, messages: int, last: b
             server.shutdown()
     assert seen.messages == 3 * messages
     assert {bytes.fromhex(each) for each in seen.last} == {last}
+
+
+def test_a_run_of_some_systems_judges_those_and_replaces_no_run_of_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.bench.plots.draw", lambda *_: None)
+    report.write(tmp_path, [measured(MANY)], [])
+    alone = Measured(MANY, {OURS: [round_of(tokens_per_s=7)]})
+    found = list(verdicts([alone, Measured(Cell("toy", "plain", 128, 1024), {OURS: [round_of()]})]))
+    assert [verdict.promise for verdict in found] == ["CPU per token of 1,024 tokens to that of 128"]
+    report.write(tmp_path, [alone], found)
+    (kept,) = json.loads((tmp_path / report.RESULTS).read_text())["cells"]
+    assert IN_PROCESS in kept["rounds"]
+    assert "| 7 |" in report.table(alone)
