@@ -15,7 +15,7 @@ GIB = 1024 * MIB
 STREAMS = (1, 8, 32, 64, 128, 256)
 TOKENS = (128, 1024)
 # One stream is over soon: so many one after the other make a turn.
-TURNS_OF_ONE = 4
+TURNS_OF_ONE = 8
 ENGINE: Mapping[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -59,7 +59,8 @@ FLEETS: Mapping[str, Described] = {
         parsers=("hermes", "qwen3"),
         grpc=False,
     ),
-    "smollm2": Described("SmolLM2-135M in float32.", "smollm2", {"kv_cache_memory_bytes": 2 * GIB}),
+    # 256 requests of two blocks (of 128 tokens, 45 KiB each) fit into the cache.
+    "smollm2": Described("SmolLM2-135M in float32.", "smollm2", {"kv_cache_memory_bytes": 13 * GIB // 4}),
     "embeddings": Described(
         "all-MiniLM-L6-v2: one vector for each request.", "minilm", {"runner": "pooling", "max_model_len": 256}
     ),

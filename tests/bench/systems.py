@@ -67,9 +67,7 @@ class System(ABC):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._remember()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGTERM)
+        self.end()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_STOP_SECONDS)
         for process in self._left:
@@ -82,6 +80,12 @@ class System(ABC):
         if self.process.stdout:
             self.process.stdout.close()
         self._stderr.close()
+
+    def end(self) -> None:
+        """Ask it to end, without waiting; a stopped process would not hear of it."""
+        self.resume()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGTERM)
 
     speaks = False
     """Whether it answers on stdout."""
@@ -231,7 +235,11 @@ def running(systems: Sequence[System]) -> Iterator[None]:
             print(f"{system.name} is ready", file=sys.stderr, flush=True)
         for system in systems:
             system.pause()
-        yield
+        try:
+            yield
+        finally:
+            for system in systems:
+                system.end()
 
 
 def _answer(process: "subprocess.Popen[bytes]", job: Any) -> Observed:
