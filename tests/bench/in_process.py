@@ -45,9 +45,9 @@ class Loop:
         """Begin all requests at once, and see them through."""
         streams = [Stream() for _ in range(job.streams)]
         ask = self._embed if job.kind == "embed" else self._generate
-        cpu, started = time.process_time(), time.perf_counter()
+        started = time.perf_counter()
         await asyncio.gather(*(ask(job, stream) for stream in streams))
-        return observed(streams, started, client_cpu=time.process_time() - cpu)
+        return observed(streams, started)
 
     async def _generate(self, job: Job, stream: Stream) -> None:
         from vllm import SamplingParams
