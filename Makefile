@@ -7,11 +7,12 @@ PYTHON := .venv/bin/python
 
 MODEL ?=
 BUNDLE ?=
+BENCH ?=
 PROMPT ?= What is the capital of France?
 TESTS ?= tests
 FUZZ_CASES ?= 100000
 
-.PHONY: help demo test fuzz chaos control test-bundle test-cluster check install lock clean
+.PHONY: help demo test bench bench-quick fuzz chaos control test-bundle test-cluster check install lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -31,6 +32,14 @@ demo: ## install, load a model (MODEL=folder, GGUF file or hub id; default: Smol
 test: ## run the tests (TESTS=tests/unit for one room)
 	@./install.sh --extra demo --extra test
 	$(PYTHON) -m pytest $(TESTS)
+
+bench: ## measure beside vLLM's own servers and AsyncLLM in process, two hours or three; into docs/benchmarks (BENCH="--fleet toy")
+	@./install.sh --extra demo --extra test --extra bench
+	$(PYTHON) -m tests.bench $(BENCH)
+
+bench-quick: ## the same in five minutes: 1, 32 and 128 streams of a toy model; writes nothing
+	@./install.sh --extra demo --extra test --extra bench
+	$(PYTHON) -m tests.bench --quick --dry $(BENCH)
 
 chaos: ## random clients and kills, then a soak (CHAOS_SECONDS=600, CHAOS_SEED=, CHAOS_KILLS=off); report in .chaos/
 	@./install.sh --extra demo --extra test

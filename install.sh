@@ -6,7 +6,7 @@ usage() {
 usage: ./install.sh [PROFILE] [--extra NAME]... [--elsewhere] [--dry-run]
 
   PROFILE       cpu, cuda12, cuda13, rocm, xpu, l4t, or auto: what this machine has. Default: as installed, else auto
-  --extra NAME  also install an extra of pyproject.toml: channelz, demo, ray, test
+  --extra NAME  also install an extra of pyproject.toml: bench, channelz, demo, ray, test
   --elsewhere   what is installed will run on another machine: don't ask this one for a GPU, a driver or CPU features
   --dry-run     print the plan, or why it can't be; change nothing
 

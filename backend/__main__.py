@@ -1,6 +1,7 @@
 """argv -> Settings -> run. Imports nothing heavy: the port must open before vLLM is imported."""
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -21,6 +22,8 @@ logger = logging.getLogger("backend")
 
 # Sixty-four times the connections that the orchestrator has at most.
 MOST_DESCRIPTORS = 65536
+# A step of an engine makes some eight for each stream, which are gone before the next: no work for the collector.
+YOUNG_OBJECTS = 5000
 
 
 def main() -> None:
@@ -63,6 +66,7 @@ def main() -> None:
         from common.processes import return_large_blocks
 
         return_large_blocks()
+        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
         uvloop.run(serve(settings, parent))
     except SettingsError as error:
         leave(2, str(error))
@@ -84,7 +88,11 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     from backend.sockets import is_local, listen
 
     loop = asyncio.get_running_loop()
-    lifecycle = Lifecycle(shutdown_timeout=settings.shutdown_timeout, limits=settings.limits)
+    lifecycle = Lifecycle(
+        shutdown_timeout=settings.shutdown_timeout,
+        limits=settings.limits,
+        scraped=settings.metrics_addr is not None,
+    )
     _allow_many_connections()
     metrics = metrics_port.bind(settings.metrics_addr) if settings.metrics_addr else None
     counters = Counters() if metrics else None

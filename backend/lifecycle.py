@@ -65,13 +65,20 @@ class Lifecycle:
 
     """
 
-    def __init__(self, *, shutdown_timeout: float, limits: Limits = Limits()) -> None:  # noqa: B008  # it is frozen
+    def __init__(
+        self,
+        *,
+        shutdown_timeout: float,
+        limits: Limits = Limits(),  # noqa: B008  # it is frozen
+        scraped: bool = False,
+    ) -> None:
         self._state = State.NO_MODEL
         self._state_listeners: list[Callable[[State], None]] = []
         self.load_clock: StageClock | None = None
         self.loaded_at: float | None = None
         self._shutdown_timeout = shutdown_timeout
         self._limits = limits
+        self._scraped = scraped
         self._model: Model | None = None
         self._identity = ""
         self._death: asyncio.Task[str] | None = None
@@ -236,7 +243,7 @@ class Lifecycle:
         if not self._warm.done():
             clock.enter("importing vLLM")
         module = await asyncio.shield(self._warm)
-        plan = await asyncio.to_thread(module.plan_load, options, self._limits)
+        plan = await asyncio.to_thread(module.plan_load, options, self._limits, scraped=self._scraped)
         if self._model is not None and self._model.plan == plan and not self._model.dead:
             logger.info("load: %s is loaded with the same options", plan.model)
             return

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+from vllm import envs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
@@ -30,7 +31,7 @@ from common.parsers import ParserChoice, choose_parsers
 from common.processes import adopt_orphans, engine_processes, give_memory_back, kill, leave_ray
 from common.rank_watch import RankWatch, with_ranks
 from common.ranks import Ranks, built
-from common.statistics import EngineStatistics, Throughput
+from common.statistics import EngineStatistics, Throughput, Unscraped
 from common.wording import first_problem
 
 T = TypeVar("T")
@@ -193,7 +194,7 @@ class Engine:
                     usage_context=UsageContext.ENGINE_CONTEXT,
                     enable_log_requests=bool(plan.engine_args.get("enable_log_requests")),
                     disable_log_stats=throughput is None,
-                    stat_loggers=None if throughput is None else [throughput.logger],
+                    stat_loggers=_stat_loggers(throughput, is_scraped=plan.scraped),
                 )
             return llm, parsers
 
@@ -222,6 +223,8 @@ class Engine:
         except BaseException:
             await to_its_end(engine.stop(timeout=0))
             raise
+        # vLLM asks the environment anew for every token; so do its own processes once they are up.
+        envs.enable_envs_cache()
         engine.abilities = Abilities.of(tasks, llm.model_config)
         log.forget()
         return engine
@@ -248,6 +251,7 @@ class Engine:
         if flushing is not None:
             with contextlib.suppress(Exception):
                 await flushing
+        envs.disable_envs_cache()
         # Else a scrape would find the numbers of an engine that is gone.
         unregister_vllm_metrics()
         del self.llm, llm
@@ -289,6 +293,13 @@ def _why_no_parsers(config: VllmConfig) -> str | None:
         # The orchestrator names parsers for some models by what they are called.
         return "the model is loaded for embeddings, ranking or classification, and writes nothing to parse"
     return None
+
+
+def _stat_loggers(throughput: Throughput | None, *, is_scraped: bool) -> list[Any] | None:
+    """Who hears of each step, beside vLLM's own; None where nobody does."""
+    if throughput is None:
+        return None
+    return [throughput.logger] if is_scraped else [throughput.logger, Unscraped]
 
 
 def _watch_links(*, is_distributed: bool) -> None:

@@ -65,6 +65,8 @@ class LoadPlan:
     """How the model's folder is made, where it is a GGUF file."""
     rank_timeout: float = dataclasses.field(default=RANK_TIMEOUT, compare=False)
     """Seconds that the load waits for ranks of other machines."""
+    scraped: bool = True
+    """Whether anybody can ask the process for vLLM's own metrics."""
 
     @property
     def model(self) -> str:
@@ -129,7 +131,12 @@ class LoadPlan:
         return cpu_defaults(args) | args if current_platform.is_cpu() else args
 
 
-def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan:  # noqa: B008  # it is frozen
+def plan_load(
+    options: pb.ModelOptions,
+    limits: Limits = Limits(),  # noqa: B008  # it is frozen
+    *,
+    scraped: bool = True,
+) -> LoadPlan:
     """The plan that `options` ask for, in a process with these limits.
 
     Raises:
@@ -180,6 +187,7 @@ def plan_load(options: pb.ModelOptions, limits: Limits = Limits()) -> LoadPlan: 
         limits=limits,
         gguf=gguf,
         rank_timeout=_seconds("rank_timeout", own.get("rank_timeout") or str(RANK_TIMEOUT)),
+        scraped=scraped,
     )
 
 

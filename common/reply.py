@@ -76,14 +76,14 @@ def joined(deltas: Iterable[Delta]) -> Iterator[Delta]:
 
 def chunk(delta: Delta, usage: Usage) -> pb.Reply:
     """One message of a stream."""
-    if delta.content:
-        content = delta.content
-        return pb.Reply(
-            message=content.encode(),
-            chat_deltas=(pb.ChatDelta(content=content),),
-            tokens=usage.completion_tokens,
-            prompt_tokens=usage.prompt_tokens,
-        )
+    if content := delta.content:
+        # Field by field, which is half the work of a constructor that is handed parts.
+        reply = pb.Reply()
+        reply.message = content.encode()
+        reply.chat_deltas.add().content = content
+        reply.tokens = usage.completion_tokens
+        reply.prompt_tokens = usage.prompt_tokens
+        return reply
     return pb.Reply(
         chat_deltas=(pb.ChatDelta(reasoning_content=delta.reasoning, tool_calls=_tool_calls(delta.tool_calls)),),
         tokens=usage.completion_tokens,

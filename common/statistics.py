@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
 from common.errors import Unsupported
 from common.pb import backend_pb2 as pb
@@ -57,6 +57,18 @@ class Throughput:
     def logger(self, _vllm_config: Any, _engine_index: int = 0) -> StatLoggerBase:
         """What vLLM reports each step of an engine to; called once for each data-parallel rank."""
         return _StepLogger(self)
+
+
+class Unscraped(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untyped to us
+    """Stands in for vLLM's Prometheus metrics where there is no port to ask for them: they cost time for each token."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def record(self, *_: Any, **__: Any) -> None:
+        """Nothing, like all the others; the signatures are vLLM's."""
+
+    record_sleep_state = record_admission_rejection = log_engine_initialized = record
 
 
 class EngineStatistics:

@@ -6,7 +6,7 @@ set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 . packaging/profiles.sh
 
-extras=(channelz demo test)
+extras=(bench channelz demo test)
 uv=${UV-$(command -v uv || echo .uv/bin/uv)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -1,1 +1,1 @@
-"""Measurements, to be run by hand: `python -m tests.bench.NAME`. Ratios taken in one run hold on any machine."""
+"""Measurements beside what a user could take instead: `make bench`. Ratios taken in one run hold on any machine."""

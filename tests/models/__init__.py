@@ -19,6 +19,8 @@
     A toy language model of random weights that ranks by the tokens "yes" and "no", as sentence-transformers saves one.
 `listwise`
     A toy of random weights that ranks all documents of a request at once.
+`chain`
+    A toy of random weights with a large vocabulary, which says words for ever: an engine that costs next to nothing.
 `whisper`
     A toy Whisper, trained to transcribe a few clips of espeak-ng to the letter, with timestamps.
 
@@ -59,6 +61,7 @@ RECIPES: Mapping[str, Recipe] = {
     "berts": Recipe("tests.models.berts", 1),
     "judge": Recipe("tests.models.judge", 1),
     "listwise": Recipe("tests.models.listwise", 1),
+    "chain": Recipe("tests.models.chain", 1),
     "whisper": Recipe("tests.models.whisper", 1),
 }
 

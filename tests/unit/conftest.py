@@ -1,6 +1,7 @@
 """No engine starts in this room; vLLM is imported at most once, in the environment that the server gives it."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unit"))
 def _environment() -> Iterator[None]:
     """Gives back the environment: vLLM writes into it whenever it makes a configuration, LD_PRELOAD above all."""
     before = dict(os.environ)
+    if vllm_envs := sys.modules.get("vllm.envs"):
+        vllm_envs.disable_envs_cache()  # an engine of another room may be up
     yield
     if os.environ != before:
         os.environ.clear()

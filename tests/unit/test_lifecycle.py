@@ -70,7 +70,7 @@ class FakeModel:
         type(self).events.append(f"closed {self.plan.model}")
 
 
-def plan_load(options: pb.ModelOptions, _limits: Limits) -> Plan:
+def plan_load(options: pb.ModelOptions, _limits: Limits, *, scraped: bool) -> Plan:
     if options.Model == "odd":
         raise InvalidRequest("Model", "is odd")
     if options.Embeddings:
@@ -536,7 +536,7 @@ async def test_a_token_for_the_hub_is_not_logged(
     lifecycle: Lifecycle, fake: type[FakeModel], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = Plan("a", {"hf_token": "secret", "max_model_len": 128})
-    monkeypatch.setattr(sys.modules["common.model"], "plan_load", lambda _options, _limits: plan)
+    monkeypatch.setattr(sys.modules["common.model"], "plan_load", lambda _options, _limits, **_: plan)
     with caplog.at_level(logging.DEBUG):
         await lifecycle.load(options())
     assert "128" in caplog.text

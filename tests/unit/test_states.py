@@ -118,7 +118,7 @@ async def lifecycle(monkeypatch: pytest.MonkeyPatch) -> Lifecycle:
     Straw.loading = asyncio.Event()
     module = types.ModuleType("common.model")
     vars(module).update(
-        Model=Straw, plan_load=lambda options, _limits: types.SimpleNamespace(model=options.Model, engine_args={})
+        Model=Straw, plan_load=lambda options, *_, **__: types.SimpleNamespace(model=options.Model, engine_args={})
     )
     monkeypatch.setitem(sys.modules, "common.model", module)
     lifecycle = Lifecycle(shutdown_timeout=1.0)

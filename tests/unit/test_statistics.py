@@ -2,9 +2,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
+from vllm.v1.metrics.loggers import StatLoggerManager
 
 from common.errors import Unsupported
-from common.statistics import EngineStatistics, Throughput
+from common.statistics import EngineStatistics, Throughput, Unscraped
 from common.worker_memory import EXTENSION
 
 
@@ -92,3 +94,15 @@ async def test_workers_that_a_user_has_extended_are_not_asked() -> None:
     statistics = EngineStatistics(None)
     await statistics.measure_memory(Workers({"weights": 5}, extension="theirs.Extension"))
     assert statistics.memory() == {}
+
+
+def test_vllm_counts_nothing_for_a_port_that_is_not_there() -> None:
+    before = {family.name for family in REGISTRY.collect()}
+    config: Any = SimpleNamespace()
+    manager = StatLoggerManager(config, [0], [Throughput().logger, Unscraped], enable_default_loggers=False)
+    manager.log_engine_initialized()
+    manager.record(None, SimpleNamespace(num_prompt_tokens=7, num_generation_tokens=1))
+    manager.record_sleep_state(1, 1)
+    manager.record_admission_rejection("full")
+    manager.log()
+    assert {family.name for family in REGISTRY.collect()} == before

@@ -120,6 +120,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "VLLM_MAX_AUDIO_PREPROCESS_WORKERS",
         "VLLM_MAX_IMAGE_PIXELS",
         "VLLM_MEDIA_CONNECTOR",
+        "disable_envs_cache",
+        "enable_envs_cache",
     ),
     "vllm.model_executor.models.interfaces.SupportsTranscription": (
         "get_generation_prompt",

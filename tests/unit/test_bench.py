@@ -1,0 +1,237 @@
+"""The benchmark's arithmetic, and that its client sees what is sent."""
+
+import http.server
+import json
+import math
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from tests.bench import client, report
+from tests.bench.figures import (
+    FIGURES,
+    GRPC,
+    HTTP,
+    IN_PROCESS,
+    OURS,
+    UNARY,
+    Cell,
+    Measured,
+    Round,
+    Summary,
+    figures,
+    verdicts,
+)
+from tests.bench.observed import Stream, observed, percentile
+from tests.bench.plan import FLEETS, FULL, QUICK, in_order
+
+MANY = Cell("toy", "plain", 128, 128)
+
+
+def round_of(**given: float) -> Round:
+    values = dict.fromkeys(("tokens_per_s", "cpu", "slowest_rate", "gap_most", "first_p50"), 100.0)
+    return {**dict.fromkeys(FIGURES, 1.0), **values, **given}
+
+
+def measured(cell: Cell, **rounds: list[Round]) -> Measured:
+    names = {"ours": OURS, "unary": OURS + UNARY, "http": HTTP, "grpc": GRPC}
+    names |= {"in_process": IN_PROCESS, "in_process_unary": IN_PROCESS + UNARY}
+    return Measured(cell, {name: rounds.get(key, [round_of()]) for key, name in names.items()})
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [([3, 1, 2], 50, 2), ([1, 2], 50, 1), ([1, 2, 3, 4], 99, 4), ([7], 1, 7), (list(range(1, 101)), 99, 99)],
+)
+def test_percentile(values: list[float], percent: float, expected: float) -> None:
+    assert percentile(values, percent) == expected
+
+
+def test_nothing_has_no_percentile() -> None:
+    assert math.isnan(percentile([], 50))
+
+
+def test_streams_are_summed_up() -> None:
+    streams = [Stream([1.1, 1.2, 1.4], b"a", 1.5), Stream([1.3, 1.6], b"b", 1.7), Stream([1.8, 1.9], b"c", 2.0)]
+    seen = observed(streams, 1.0, sent=10, received=70)
+    assert seen.seconds == pytest.approx(1.0)
+    assert seen.in_flight == 2  # the third began when both had ended
+    assert seen.first == pytest.approx([0.1, 0.3, 0.8])
+    assert [seen.gap_p50, seen.gap_most] == pytest.approx([0.1, 0.3])
+    assert seen.slowest_rate == pytest.approx(1 / 0.3)
+    assert seen.messages == 7
+    assert seen.last == [b"a".hex(), b"b".hex(), b"c".hex()]
+
+
+def test_whole_answers_are_in_flight_from_their_begin() -> None:
+    assert observed([Stream([at], b"", at) for at in (1.0, 2.0, 3.0)], 0.5).in_flight == 3
+
+
+def test_figures_are_by_token_or_by_request() -> None:
+    turn = observed([Stream([1.0, 2.0], b"", 2.0)] * 4, 0.0, sent=40, received=80)
+    of_tokens = figures([turn, turn], cpu=0.001, memory=(2**20, 2**21), tokens=80)
+    assert of_tokens["tokens_per_s"] == 20
+    assert of_tokens["requests_per_s"] == 2
+    assert of_tokens["cpu"] == pytest.approx(12.5)
+    assert of_tokens["messages"] == pytest.approx(0.2)
+    assert (of_tokens["received"], of_tokens["sent"]) == (2, 10)
+    assert (of_tokens["memory"], of_tokens["memory_all"]) == (1, 2)
+    assert figures([turn, turn], cpu=0.001, memory=(1, 1), tokens=0)["cpu"] == pytest.approx(125)
+
+
+def test_a_ratio_is_of_neighbours() -> None:
+    # A machine that became half as fast in the second round.
+    both = measured(
+        MANY,
+        ours=[round_of(tokens_per_s=90), round_of(tokens_per_s=45), round_of(tokens_per_s=96)],
+        in_process=[round_of(tokens_per_s=100), round_of(tokens_per_s=50), round_of(tokens_per_s=100)],
+    )
+    assert both.ratio(OURS, "tokens_per_s", IN_PROCESS) == Summary(0.9, 0.9, 0.96)
+
+
+def test_promises_hold_of_an_equal() -> None:
+    found = list(verdicts([measured(MANY, ours=[round_of(cpu=50)])]))
+    assert len(found) == 9
+    assert all(verdict.holds for verdict in found)
+
+
+@pytest.mark.parametrize(
+    ("broken", "contender", "promise"),
+    [
+        ({"tokens_per_s": 94}, "ours", "tokens/s of ours to in process"),
+        ({"tokens_per_s": 96}, "unary", "tokens/s of ours, unary"),
+        ({"cpu": 155}, "ours", "CPU per token to in process"),
+        ({"slowest_rate": 19}, "ours", "messages/s"),
+        ({"gap_most": 151}, "ours", "longest wait"),
+    ],
+)
+def test_a_promise_that_does_not_hold_is_found(broken: dict[str, float], contender: str, promise: str) -> None:
+    rounds = {"ours": [round_of(cpu=50)], contender: [round_of(**{"cpu": 50, **broken})]}
+    failed = [verdict.promise for verdict in verdicts([measured(MANY, **rounds)]) if not verdict.holds]
+    assert [each for each in failed if promise in each]
+    assert len([each for each in failed if "in process" in each or promise in each]) >= 1
+
+
+def test_cost_that_grows_with_length_or_connections_is_found() -> None:
+    of_many = measured(MANY, ours=[round_of(cpu=50)])
+    longer = measured(Cell("toy", "plain", 128, 1024), ours=[round_of(cpu=53)])
+    shared = measured(Cell("toy", "plain", 128, 128, 1), ours=[round_of(cpu=40)])
+    failed = [verdict.promise for verdict in verdicts([of_many, longer, shared]) if not verdict.holds]
+    assert failed == ["CPU per token of 1,024 tokens to that of 128", "CPU per token of 128 connections to that of 1"]
+
+
+def test_a_first_message_that_is_late_is_found() -> None:
+    one = measured(Cell("toy", "plain", 1, 128), ours=[round_of(first_p50=102.5)])
+    (verdict,) = verdicts([one])
+    assert (verdict.value, verdict.holds) == (2.5, False)
+
+
+def test_a_report_keeps_what_was_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.bench.plots.draw", lambda *_: None)  # drawn by an extra's library
+    report.write(tmp_path, [measured(MANY)], list(verdicts([measured(MANY)])))
+    one = Cell("toy", "plain", 1, 128)
+    report.write(tmp_path, [measured(one, ours=[round_of(tokens_per_s=170)])], [])
+    page = (tmp_path / "README.md").read_text()
+    assert page.index(f"### {one}") < page.index(f"### {MANY}")
+    assert "| 170 |" in page
+    assert len(json.loads((tmp_path / report.RESULTS).read_text())["cells"]) == 2
+
+
+def test_every_cell_is_of_a_fleet_and_quick_is_part_of_all() -> None:
+    assert {cell.fleet for cell in FULL} == set(FLEETS)
+    assert set(QUICK) < set(FULL)
+    assert len(set(FULL)) == len(FULL)
+
+
+def test_everybody_is_first_and_last_in_some_round() -> None:
+    orders = [in_order(number, "abcd") for number in range(8)]
+    assert {order[0] for order in orders} == {order[-1] for order in orders} == set("abcd")
+
+
+@pytest.fixture
+def grpc_port() -> Iterator[int]:
+    """A server that sends what it got, once more each time, 50 times; the last with 100 kB."""
+
+    def answer(request: bytes, _context: Any) -> Iterator[bytes]:
+        for number in range(1, 50):
+            yield request * number
+        yield request * 50_000
+
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, _details: grpc.HandlerCallDetails) -> Any:
+            return grpc.unary_stream_rpc_method_handler(answer)
+
+    server = grpc.server(futures.ThreadPoolExecutor(8), handlers=[Handler()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(0).wait()
+
+
+@pytest.mark.parametrize("connections", [1, 2, 4])
+def test_the_client_sees_every_message_of_grpc(grpc_port: int, connections: int) -> None:
+    seen = client.play(client.Job("grpc", grpc_port, "/a.B/C", [b"ab".hex()] * 4, connections))
+    assert seen.messages == 4 * 50
+    assert {bytes.fromhex(last) for last in seen.last} == {b"ab" * 50_000}
+    assert seen.received > 4 * 100_000
+
+
+def test_the_client_hears_of_a_refusal(grpc_port: int) -> None:
+    with pytest.raises(ConnectionError):
+        client.play(client.Job("http", grpc_port, "/", [b"{}".hex()], 1))
+
+
+class _Events(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        if self.path == "/whole":
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for event in (b'{"a": 1}', b'{"b": 2}', b"[DONE]"):
+            line = b"data: " + event + b"\n\n"
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(("path", "messages", "last"), [("/events", 2, b'{"b": 2}'), ("/whole", 1, b'{"c": 3}')])
+def test_the_client_sees_every_message_of_http(path: str, messages: int, last: bytes) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Events) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            job = client.Job("http", server.server_port, path, [b'{"c": 3}'.hex()] * 3, 3)
+            seen = client.play(job)
+        finally:
+            server.shutdown()
+    assert seen.messages == 3 * messages
+    assert {bytes.fromhex(each) for each in seen.last} == {last}
+
+
+def test_a_run_of_some_systems_judges_those_and_replaces_no_run_of_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.bench.plots.draw", lambda *_: None)
+    report.write(tmp_path, [measured(MANY)], [])
+    alone = Measured(MANY, {OURS: [round_of(tokens_per_s=7)]})
+    found = list(verdicts([alone, Measured(Cell("toy", "plain", 128, 1024), {OURS: [round_of()]})]))
+    assert [verdict.promise for verdict in found] == ["CPU per token of 1,024 tokens to that of 128"]
+    report.write(tmp_path, [alone], found)
+    (kept,) = json.loads((tmp_path / report.RESULTS).read_text())["cells"]
+    assert IN_PROCESS in kept["rounds"]
+    assert "| 7 |" in report.table(alone)
