@@ -225,9 +225,8 @@ def test_a_follower(bare: Bare, moved: str) -> None:
         backend.wait_for_health(PORT_SECONDS)
         loading = in_background(backend, topology)
         (words,) = waits(backend, loading)
-        program, *argv = bare.argv(moved, *words)
-        environment = {"PATH": "", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
-        with Backend(run_sh=program, argv=argv, addr="", cwd=Path("/"), env=environment) as follower:
+        program, *argv = bare.argv(moved, *words, PATH="", VLLM_CPU_KVCACHE_SPACE="1", OMP_NUM_THREADS="1")
+        with Backend(run_sh=program, argv=argv, addr="", cwd=Path("/")) as follower:
             result = loading.result(300)
             assert result.success, f"{result.message}\n{follower.stderr[-4000:]}"
             for rank in (0, 1):
