@@ -53,6 +53,7 @@ class Parallel(Protocol):
     data_parallel_master_ip: str
     data_parallel_rpc_port: int
     distributed_executor_backend: Any
+    enable_expert_parallel: bool
     master_addr: str
     master_port: int
     nnodes: int
@@ -100,18 +101,21 @@ def check_head(args: Mapping[str, Any]) -> None:
 
 
 def check_experts(parallel: Parallel) -> None:
-    """Refuse what a mixture of experts can't do on CPUs.
+    """Refuse what a mixture of experts can't do on CPUs: its engines would die of the first request.
 
     Raises:
-        InvalidRequest: it has data-parallel ranks, which would exchange tokens; their engines would die of the first.
+        InvalidRequest: it has data-parallel ranks, whose communicator lacks `all_gatherv`, or spreads whole experts,
+            which the kernels don't take.
 
     """
-    if parallel.data_parallel_size > 1:
-        raise InvalidRequest(
-            "data_parallel_size",
-            "vLLM 0.32 has no data parallelism for a mixture of experts on CPUs (all_gatherv); use"
-            " tensor_parallel_size with nnodes, also with enable_expert_parallel",
-        )
+    for field, asked in (
+        ("data_parallel_size", parallel.data_parallel_size > 1),
+        ("enable_expert_parallel", parallel.enable_expert_parallel and parallel.world_size > 1),
+    ):
+        if asked:
+            raise InvalidRequest(
+                field, "vLLM 0.32 spreads a mixture of experts on CPUs by tensor_parallel_size alone; leave it out"
+            )
 
 
 def head_address(parallel: Parallel) -> str:

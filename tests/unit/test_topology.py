@@ -40,6 +40,7 @@ def parallel(**fields: Any) -> Parallel:
         "data_parallel_master_ip": "10.0.0.1",
         "data_parallel_rpc_port": 29550,
         "distributed_executor_backend": "mp",
+        "enable_expert_parallel": False,
         "local_engines_only": False,
         "master_addr": "10.0.0.1",
         "master_port": 29501,
@@ -156,8 +157,11 @@ def test_what_a_head_can_be(args: dict[str, Any]) -> None:
 
 def test_experts_on_cpus() -> None:
     check_experts(parallel(world_size=2, nnodes=2))
-    with pytest.raises(InvalidRequest, match=r"data_parallel_size: .*tensor_parallel_size"):
+    check_experts(parallel(enable_expert_parallel=True))
+    with pytest.raises(InvalidRequest, match=r"data_parallel_size: .*tensor_parallel_size alone"):
         check_experts(parallel(data_parallel_size=2))
+    with pytest.raises(InvalidRequest, match=r"enable_expert_parallel: .*tensor_parallel_size alone"):
+        check_experts(parallel(world_size=2, enable_expert_parallel=True))
 
 
 def test_what_experts_on_cpus_need_vllm_still_lacks() -> None:

@@ -40,6 +40,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "data_parallel_rpc_port",
         "data_parallel_size",
         "data_parallel_size_local",
+        "enable_expert_parallel",
         "local_engines_only",
         "local_world_size",
         "master_addr",
