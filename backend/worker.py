@@ -21,12 +21,15 @@ from backend.settings import SettingsError
 from backend.shutdown import leave
 from backend.worker_settings import WorkerSettings, parse_worker_settings
 from common import node_memory, orphan_watch
+from common.errors import InvalidRequest
+from common.network import route_to
 from common.processes import adopt_orphans
 
 logger = logging.getLogger(__name__)
 
 RUN_SH = Path(__file__).resolve().parents[1] / "run.sh"
 _LOOK_SECONDS = 0.25
+_ROUTE_SECONDS = 0.5
 # A second signal, or so many seconds after the first one, and what is left is killed.
 _STOP_SECONDS = 30.0
 # `timeout` and terminals send it to the process and to its group.
@@ -123,6 +126,7 @@ class Supervisor:
         """The exit status: of the ranks that were told to stop, or could not run."""
         failures, pause = 0, _FIRST_PAUSE
         while True:
+            await self._route_to_head()
             if self._stop.is_set():
                 return 0
             life = await self._live()
@@ -140,6 +144,22 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _route_to_head(self) -> None:
+        """Wait for one: ranks started without would choose another card to be reached through, and keep it."""
+        host, _ = self._settings.head
+        told = False
+        while not self._stop.is_set():
+            try:
+                await asyncio.to_thread(route_to, host)
+            except InvalidRequest as error:
+                if not told:
+                    logger.warning("ranks are started once there is a way to their head: %s", error)
+                told = True
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), _ROUTE_SECONDS)
+            else:
+                return
 
     async def _live(self) -> "_Life":
         settings = self._settings

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from common.pb import backend_pb2 as pb
@@ -119,14 +118,14 @@ def test_a_killed_head(cluster: Cluster) -> None:
 
 
 @heavy
-def test_a_killed_follower_leaves_nothing(cluster: Cluster, nodes: list[Node], scripted: Path) -> None:
+def test_a_killed_follower_leaves_nothing(cluster: Cluster) -> None:
     """What starts it again is a service manager's business; the last of these tests, for here there is none."""
     stream = LongStream(cluster.head, 1)
-    processes = [psutil.Process(pid) for pid in nodes[1].pids()]
+    assert cluster.worker.processes()
     lost = time.monotonic()
     os.kill(cluster.worker.pid, signal.SIGKILL)
     seconds = stream.seconds_until_unavailable(lost)
     assert cluster.head.wait_for_exit(15) == 1
     print(f"a killed worker: stream ended after {seconds:.1f} s")
     assert seconds < STREAM_SECONDS
-    eventually(lambda: not any(process.is_running() for process in processes), 5, "nothing is left at the follower")
+    eventually(lambda: not cluster.worker.processes(), 5, "nothing is left at the follower")

@@ -153,6 +153,16 @@ async def test_ranks_that_cannot_run_are_not_started_again(tmp_path: Path) -> No
         assert running.errors.count("ranks started") == 1
 
 
+async def test_ranks_wait_for_a_way_to_their_head(tmp_path: Path) -> None:
+    async with worker(tmp_path, "", "--master-addr=no.such.head.invalid") as running:
+        async with asyncio.timeout(SECONDS):
+            while "once there is a way to their head" not in running.errors:  # noqa: ASYNC110  # another process
+                await asyncio.sleep(0.05)
+        assert "ranks started" not in running.errors
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.ends() == 0
+
+
 async def test_a_head_that_goes_and_the_next_one(tmp_path: Path) -> None:
     async with worker(tmp_path, "deaf") as running:
         for _ in range(2):
