@@ -93,7 +93,7 @@ def plan_gguf(path: str, form: str = "", *, own_tokenizer: bool = False) -> GGUF
         LoadFailed: there is too little disk for what is made of it.
 
     """
-    native = _is_native(form)
+    able = _can_be_native(form)
     try:
         stat = os.stat(path)
         file = gguf_file.read(path)
@@ -102,6 +102,9 @@ def plan_gguf(path: str, form: str = "", *, own_tokenizer: bool = False) -> GGUF
     except OSError as error:
         raise InvalidRequest("Model", f"{path}: {error.strerror}") from error
     check_servable(path, file, own_tokenizer=own_tokenizer)
+    # Plain floats gain nothing from the plugin, which moreover takes no embedding of them.
+    embedded = {tensor.type.name for tensor in file.tensors if tensor.name == "token_embd.weight"}
+    native = form == "native" or (able and not embedded & {"F32", "F16", "BF16"})
     identity = (os.path.realpath(path), stat.st_size, stat.st_mtime_ns, native, transformers.__version__, _RECIPE)
     key = hashlib.sha256(repr(identity).encode(errors="surrogateescape")).hexdigest()[:16]
     stem = re.sub(r"[^\w.-]+", "-", Path(path).stem, flags=re.ASCII).strip("-.")[:80]
@@ -153,7 +156,7 @@ def architectures() -> dict[str, str]:
     return classes
 
 
-def _is_native(form: str) -> bool:
+def _can_be_native(form: str) -> bool:
     if form not in ("", *FORMS):
         raise InvalidRequest("Options", f"gguf:{form} is unknown; use gguf:convert or gguf:native")
     able = current_platform.is_cuda_alike() and importlib.util.find_spec(PLUGIN) is not None

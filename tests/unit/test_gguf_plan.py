@@ -105,6 +105,14 @@ def test_with_vllms_plugin(file: Path, gpu: None) -> None:
     assert converted.model != plan.model
 
 
+@pytest.mark.parametrize(("kind", "form", "native"), [("F16", "", False), ("F16", "native", True), ("Q4_0", "", True)])
+def test_plain_floats_are_no_matter_for_the_plugin(
+    kind: str, form: str, native: bool, tmp_path: Path, gpu: None
+) -> None:
+    file = gguf_files.write(ensure("scripted"), tmp_path / "model.gguf", kind)
+    assert plan_gguf(str(file), form).native == native
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
