@@ -72,10 +72,10 @@ def _chaos(words: str, env: Mapping[str, str] = _SHORT) -> Net:
 DEFECTS = (
     Defect(
         "leak: each request keeps 100 kB",
-        "common/generation.py",
-        "        limits = self.llm.vllm_config.scheduler_config\n        try:\n",
-        "        limits = self.llm.vllm_config.scheduler_config\n"
-        '        self.__dict__.setdefault("kept", []).append(b"%d" % time.monotonic_ns() * 10_000)\n        try:\n',
+        "common/vllm_errors.py",
+        "    limits = llm.vllm_config.scheduler_config\n",
+        "    limits = llm.vllm_config.scheduler_config\n"
+        '    kept = llm.__dict__.setdefault("kept", [])\n    kept.append(b"%9d" % len(kept) * 11_000)\n',
         (_chaos(r"memory grew by", _SOAK),),
     ),
     Defect(
@@ -126,8 +126,8 @@ DEFECTS = (
     Defect(
         "a doubled character at the end of each chunk",
         "common/reply.py",
-        "        content = delta.content\n",
-        "        content = delta.content + delta.content[-1]\n",
+        "        reply.chat_deltas.add().content = content\n",
+        "        reply.chat_deltas.add().content = content + content[-1]\n",
         (
             Net("tests/unit/test_reply.py::test_what_endpoints_put_together_is_the_same", r"AssertionError"),
             _chaos(r"was answered"),

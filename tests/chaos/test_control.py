@@ -45,6 +45,12 @@ def test_a_net_lets_a_sound_server_pass(tree: Path, net: Net) -> None:
     assert status == 0, output[-6000:]
 
 
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
+def test_every_defect_finds_its_place(tree: Path, defect: Defect) -> None:
+    """Those too whose nets need an engine and are tried by `make control` alone."""
+    plant(defect, tree)
+
+
 def test_a_defect_that_finds_no_place_is_told(tree: Path) -> None:
     defect = Defect("nothing", "backend/servicer.py", "no such line", "", ())
     with pytest.raises(NotPlanted):
