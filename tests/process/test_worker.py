@@ -19,7 +19,11 @@ from tests.process.orchestrator import REPOSITORY, free_port
 # Connects to its head as often as it takes, and again when that has gone, as ZeroMQ does; a child of it can't be asked
 # to end. BEHAVIOUR says what it does otherwise.
 RANK = """\
-#!{python} -IS
+#!/bin/sh
+''':'
+# A path with a blank can't stand in the first line.
+exec "{python}" -IS "$0" "$@"
+'''
 import os, signal, socket, subprocess, sys, time
 behaviour = os.environ["BEHAVIOUR"]
 if behaviour == "fails":

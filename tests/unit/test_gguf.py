@@ -1,6 +1,7 @@
 """The folder of a GGUF file: made once, by one process, and whole or not at all."""
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -34,9 +35,13 @@ def clock() -> StageClock:
 
 
 def children() -> list[psutil.Process]:
-    """Processes that convert."""
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if "spawn_main" in " ".join(process.cmdline())]
+    """Processes that convert; not the dead that tests of servers have left to this process, their last parent."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "spawn_main" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def left(root: Path) -> list[str]:

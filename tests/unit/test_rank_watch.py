@@ -1,13 +1,19 @@
 """Connections with ranks that close, and those that are closed by ourselves."""
 
 import asyncio
+import ctypes
 import os
 import socket
 import sys
+from collections.abc import Iterator
 
 import psutil
+import pytest
 
 from common.rank_watch import Connection, RankWatch, _to_port
+
+# prctl(2)
+PR_SET_CHILD_SUBREAPER, PR_GET_CHILD_SUBREAPER = 36, 37
 
 # Forks, so that it is no process of ours when it connects, and stays until the connection ends.
 RANK = """
@@ -72,6 +78,17 @@ def test_connections_among_our_own_are_none_with_ranks() -> None:
             assert _to_port(port, [psutil.Process()]) == []
 
 
+@pytest.fixture
+def _no_orphans() -> Iterator[None]:
+    """Orphans go to another process than this one, which tests of engines have made their parent."""
+    libc, was = ctypes.CDLL(None), ctypes.c_int()
+    assert libc.prctl(PR_GET_CHILD_SUBREAPER, ctypes.byref(was), 0, 0, 0) == 0
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0
+    yield
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, was.value, 0, 0, 0) == 0
+
+
+@pytest.mark.usefixtures("_no_orphans")
 async def test_connections_of_others() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
