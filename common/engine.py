@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import time
 import traceback
 from collections.abc import Coroutine
@@ -12,22 +11,20 @@ from typing import Any, TypeVar
 
 import psutil
 from vllm import envs
-from vllm.config import VllmConfig
 from vllm.platforms import current_platform
-from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-from common import cpu_threads, links, network, orphan_watch, topology, tracing
+from common import links, network, orphan_watch, topology, tracing
 from common.abilities import Abilities
 from common.concurrency import to_its_end
-from common.cpu_defaults import GIB, available_memory
 from common.engine_args import LoadPlan
+from common.engine_config import compile_nothing, configure, say_what_is_used, watch_links
 from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import InvalidRequest, LoadFailed
-from common.parsers import ParserChoice, choose_parsers
+from common.parsers import ParserChoice
 from common.processes import adopt_orphans, engine_processes, give_memory_back, kill, leave_ray
 from common.rank_watch import RankWatch, with_ranks
 from common.ranks import Ranks, built
@@ -38,9 +35,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-# What the user says about it, if anything.
-_DYNAMO_DISABLE = os.environ.get("TORCHDYNAMO_DISABLE")
-_LINK_TIMEOUT = os.environ.get(links.VARIABLE)
 # How often a cancelled load looks for processes that vLLM has started meanwhile.
 _KILL_INTERVAL = 0.1
 # How long the children of a failed load get to finish writing their last words.
@@ -175,13 +169,13 @@ class Engine:
 
         def build() -> tuple[AsyncLLM, ParserChoice]:
             config, parsers = configure(plan)
-            _compile_nothing(config.model_config.enforce_eager)
+            compile_nothing(config.model_config.enforce_eager)
             if current_platform.is_cpu():
-                _say_what_is_used(config)
+                say_what_is_used(config)
             plan.limits.apply(config)
             head = topology.head_address(config.parallel_config)
             network.use_route_to(head)
-            _watch_links(is_distributed=bool(head))
+            watch_links(is_distributed=bool(head))
             enter("spawning the engine process")
             shared = plan.shared_args(parsers.reasoning_parser)
             with (
@@ -261,70 +255,11 @@ class Engine:
         logger.info("engine stopped in %.1f s", time.monotonic() - started)
 
 
-def configure(plan: LoadPlan) -> tuple[VllmConfig, ParserChoice]:
-    """The engine's configuration, with the parsers that fit the model; reads its configuration and tokenizer."""
-    config = plan.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
-    while (fitted := plan.fitted(config.model_config)) is not plan:
-        plan, config = fitted, fitted.build().create_engine_config(UsageContext.ENGINE_CONTEXT)
-    if current_platform.is_cpu() and config.model_config.is_moe:
-        topology.check_experts(config.parallel_config)
-    if why := _why_no_parsers(config):
-        logger.info("load: no parsers: %s", why)
-        return config, ParserChoice(None, None, why)
-    parsers = choose_parsers(
-        config.model_config,
-        cached_tokenizer_from_config(config.model_config),
-        tool_parser=plan.tool_parser,
-        reasoning_parser=plan.reasoning_parser,
-    )
-    logger.info("load: %s", parsers.why)
-    for harm in parsers.beware:
-        logger.warning("load: %s", harm)
-    if parsers.reasoning_parser:
-        # From the start: vLLM derives more from it than the field.
-        config = plan.build(parsers.reasoning_parser).create_engine_config(UsageContext.ENGINE_CONTEXT)
-    return config, parsers
-
-
-def _why_no_parsers(config: VllmConfig) -> str | None:
-    if config.model_config.skip_tokenizer_init:
-        return "the model is loaded without a tokenizer"
-    if config.model_config.runner_type == "pooling":
-        # The orchestrator names parsers for some models by what they are called.
-        return "the model is loaded for embeddings, ranking or classification, and writes nothing to parse"
-    return None
-
-
 def _stat_loggers(throughput: Throughput | None, *, is_scraped: bool) -> list[Any] | None:
     """Who hears of each step, beside vLLM's own; None where nobody does."""
     if throughput is None:
         return None
     return [throughput.logger] if is_scraped else [throughput.logger, Unscraped]
-
-
-def _watch_links(*, is_distributed: bool) -> None:
-    """Make the engine's processes watch their connections where these lead to other machines."""
-    if is_distributed:
-        os.environ[links.VARIABLE] = str(links.timeout())
-    elif _LINK_TIMEOUT is None:
-        os.environ.pop(links.VARIABLE, None)
-
-
-def _compile_nothing(eager: bool) -> None:
-    """Keep the sampler's few compiled functions of an eager CPU engine eager too.
-
-    The first request for log-probabilities would otherwise hold up all others for 14 s.
-    """
-    if current_platform.is_cpu() and _DYNAMO_DISABLE is None:
-        os.environ["TORCHDYNAMO_DISABLE"] = "1" if eager else "0"
-
-
-def _say_what_is_used(config: VllmConfig) -> None:
-    """Choose the CPUs, and log them with the memory of the KV cache."""
-    parallel = config.parallel_config
-    logger.info("load: %s", cpu_threads.bind(max(parallel.local_world_size * parallel.data_parallel_size_local, 1)))
-    if size := config.cache_config.kv_cache_memory_bytes:
-        logger.info("load: %.1f GiB for the KV cache, %.1f GiB are free", size / GIB, available_memory() / GIB)
 
 
 async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") -> None:

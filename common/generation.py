@@ -10,25 +10,18 @@ import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, cast
 
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.outputs import RequestOutput
 from vllm.parser.abstract_parser import Parser
 from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_prompt_len
-from vllm.renderers.online_renderer import OnlineRenderer
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.clock import Clock, ObservedClock
 from common.detokenization import TokenByToken, reads_one_token
-from common.errors import InvalidRequest
+from common.generator import Generator
 from common.grammar import check_tools
 from common.logprobs import logprob_entries
-from common.lora import Adapters
-from common.media_prompt import choose_resampler, named, raw_prompt
 from common.observation import NOBODY, Caller
-from common.parsers import ParserChoice
 from common.reply import Completion, Delta, ToolCall, Usage, joined
 from common.request import GenerationRequest
 from common.vllm_errors import admit, check_finish, translated
@@ -36,82 +29,6 @@ from common.vllm_errors import admit, check_finish, translated
 logger = logging.getLogger(__name__)
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
-class Generator:
-    """What all requests to one engine share: the renderer, the parsers, the defaults."""
-
-    def __init__(self, llm: AsyncLLM, parsers: ParserChoice, adapters: Adapters) -> None:
-        self.llm = llm
-        self.adapters = adapters
-        self.model_config = llm.model_config
-        self.renderer = OnlineRenderer(
-            self.model_config,
-            llm.renderer,
-            request_logger=None,
-            chat_template=None,
-            chat_template_content_format="auto",
-            enable_auto_tools=parsers.tool_parser is not None,
-            tool_parser=parsers.tool_parser,
-            reasoning_parser=parsers.reasoning_parser,
-        )
-        choose_resampler(llm.renderer)
-        self.parser_class: type[Parser] | None = self.renderer.parser
-        self.default_sampling: dict[str, Any] = self.model_config.get_diff_sampling_param()
-        # The most tokens that whoever runs the model allows, as vLLM's server reads it.
-        self.most_tokens: int | None = (
-            self.default_sampling.get("max_tokens")
-            if self.model_config.generation_config not in ("auto", "vllm")
-            else self.model_config.override_generation_config.get("max_new_tokens")
-        )
-
-    @property
-    def has_tool_parser(self) -> bool:
-        """Whether tool calls are parsed out of answers."""
-        return self.parser_class is not None and self.parser_class.tool_parser_cls is not None
-
-    @property
-    def max_logprobs(self) -> int:
-        """Most alternatives per token that the engine reports."""
-        limit = self.model_config.max_logprobs
-        return int(limit if limit >= 0 else self.model_config.get_vocab_size())
-
-    def parser(self, request: ChatCompletionRequest) -> Parser | None:
-        """A fresh parser: they keep state, so each answer needs its own."""
-        if self.parser_class is None:
-            return None
-        return self.parser_class(
-            self.llm.get_tokenizer(),
-            request.tools,
-            chat_template_kwargs=self.renderer.effective_chat_template_kwargs(request),
-            model_config=self.model_config,
-        )
-
-    async def render(self, request: GenerationRequest) -> Any:
-        """The engine input of a request: its prompt, rendered and tokenised.
-
-        Raises:
-            InvalidRequest: the template refuses the messages, or the prompt leaves no room for an answer.
-
-        """
-        with named(request.media):
-            if request.is_chat:
-                rendered = await self.renderer.render_chat(request.openai)
-            else:
-                if request.media:
-                    request.openai.prompt = await raw_prompt(request.openai.prompt, request.media, self.llm.renderer)
-                rendered = (None, await self.renderer.render_completion(request.openai))
-        if isinstance(rendered, ErrorResponse) or isinstance(rendered[1], ErrorResponse):
-            response = rendered if isinstance(rendered, ErrorResponse) else rendered[1]
-            raise InvalidRequest(request.prompt_field, response.error.message)
-        _, (engine_input,) = rendered
-        length = extract_prompt_len(self.model_config, engine_input)
-        if length >= self.model_config.max_model_len:
-            raise InvalidRequest(
-                request.prompt_field,
-                f"has {length} tokens; the context of {self.model_config.max_model_len} must leave one for the answer",
-            )
-        return engine_input
 
 
 class Run:

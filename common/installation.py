@@ -16,8 +16,8 @@ from vllm.platforms import current_platform
 
 from common import cpu_threads
 from common.cpu_defaults import available_memory, cpu_defaults, cpu_flags
-from common.engine import configure
 from common.engine_args import plan_load
+from common.engine_config import configure
 from common.errors import BackendError, LoadFailed
 from common.gguf_plan import GGUFPlan
 from common.pb import backend_pb2 as pb

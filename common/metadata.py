@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-from common.generation import Generator
+from common.generator import Generator
 from common.media import MARKER
 from common.pb import backend_pb2 as pb
 from common.tokens import rendered_chat

@@ -16,7 +16,8 @@ from common.engine import Engine
 from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
 from common.errors import EngineGone
-from common.generation import Generator, Run
+from common.generation import Run
+from common.generator import Generator
 from common.lora import Adapters
 from common.metadata import model_metadata
 from common.observation import NOBODY, Caller

@@ -73,7 +73,7 @@ class VllmHttp(Server):
     protocol = "http"
 
     def argv(self) -> list[str]:
-        argv = [sys.executable, "-m", "tests.bench.vllm_cli", "serve", str(self.fleet.model)]
+        argv = [sys.executable, "-m", "backend.entry", "serve", str(self.fleet.model)]
         argv += [
             "--host",
             "127.0.0.1",
@@ -130,7 +130,7 @@ class VllmGrpc(Server):
     name = "vllm serve --grpc"
 
     def argv(self) -> list[str]:
-        argv = [sys.executable, "-m", "tests.bench.vllm_cli", "serve", str(self.fleet.model), "--grpc"]
+        argv = [sys.executable, "-m", "backend.entry", "serve", str(self.fleet.model), "--grpc"]
         return [*argv, "--host", "127.0.0.1", "--port", str(self.port), *_flags(self.fleet.engine)]
 
     def wait_ready(self) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -70,6 +70,20 @@ class Cluster:
     def cores(self) -> list[psutil.Process]:
         """The engine's processes at the follower."""
         return [process for process in self.worker.children() if "VLLM::" in name(process)]
+
+
+@contextlib.contextmanager
+def serving(
+    nodes: list[Node], model: pb.ModelOptions, words: list[str], *, ranks: tuple[int | None, ...]
+) -> Iterator[Cluster]:
+    """A cluster that has loaded `model` and serves."""
+    with contextlib.ExitStack() as stack:
+        cluster = Cluster(nodes, model, words, stack, ranks=ranks)
+        started = time.monotonic()
+        cluster.load()
+        cluster.serves()
+        print(f"first load: {time.monotonic() - started:.1f} s")
+        yield cluster
 
 
 class LongStream:

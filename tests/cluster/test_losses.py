@@ -4,7 +4,6 @@ Nobody touches the follower: `run.sh worker` sees to it. The tests are the orche
 the same place and loads again. Each leaves the cluster as it has found it, serving.
 """
 
-import contextlib
 import os
 import signal
 import time
@@ -26,6 +25,7 @@ from tests.cluster.losses import (
     cut,
     recovers,
     serves_again,
+    serving,
     topology,
 )
 from tests.cluster.network import Node
@@ -41,12 +41,7 @@ def cluster(nodes: list[Node], scripted: Path) -> Iterator[Cluster]:
     model = topology(scripted, data_parallel_size=2, data_parallel_size_local=1, **places)
     words = ["worker", str(scripted), "--data-parallel-size=2", "--data-parallel-size-local=1", "--start-rank=1"]
     words += [f"--master-addr={nodes[0].address}", f"--master-port={port}", "--", *SHARED]
-    with contextlib.ExitStack() as stack:
-        cluster = Cluster(nodes, model, words, stack, ranks=(0, 1))
-        started = time.monotonic()
-        cluster.load()
-        cluster.serves()
-        print(f"first load: {time.monotonic() - started:.1f} s")
+    with serving(nodes, model, words, ranks=(0, 1)) as cluster:
         yield cluster
 
 

@@ -1,14 +1,12 @@
 """Nodes that are lost under tensor parallelism, whose workers wait for each other in every step."""
 
-import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.conftest import heavy, needs_namespaces
-from tests.cluster.losses import SHARED, Cluster, cut, recovers, topology
+from tests.cluster.losses import SHARED, Cluster, cut, recovers, serving, topology
 from tests.cluster.network import Node
 from tests.process.orchestrator import eventually, free_port
 
@@ -23,12 +21,7 @@ def cluster(nodes: list[Node], scripted: Path) -> Iterator[Cluster]:
     words = ["worker", str(scripted), "--master-addr", nodes[0].address, "--master-port", str(port)]
     words += ["--", "--nnodes", "2", "--node-rank", "1", "--tensor-parallel-size", "2"]
     words += ["--distributed-executor-backend", "mp", *SHARED]
-    with contextlib.ExitStack() as stack:
-        cluster = Cluster(nodes, model, words, stack, ranks=(None,))
-        started = time.monotonic()
-        cluster.load()
-        cluster.serves()
-        print(f"first load: {time.monotonic() - started:.1f} s")
+    with serving(nodes, model, words, ranks=(None,)) as cluster:
         yield cluster
 
 

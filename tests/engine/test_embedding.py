@@ -10,7 +10,7 @@ import pytest
 import torch
 from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
 
-from common.engine import configure
+from common.engine_config import configure
 from common.engine_log import StageClock
 from common.errors import InvalidRequest, LoadFailed, Overloaded, Unsupported
 from common.model import Model, plan_load

@@ -23,7 +23,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 from common.detokenization import reads_one_token
-from common.generation import REPLACEMENT, Generator, Run
+from common.generation import REPLACEMENT, Run
+from common.generator import Generator
 from common.lora import NO_ADAPTERS, Adapters
 from common.parsers import ParserChoice
 from common.request import GenerationRequest

@@ -13,8 +13,8 @@ from jinja2 import Environment
 from transformers import AutoTokenizer
 from vllm.config import ModelConfig
 
-from common.engine import configure
 from common.engine_args import plan_load
+from common.engine_config import configure
 from common.errors import InvalidRequest
 from common.pb import backend_pb2 as pb
 from common.ranking import best_first, check, input_fields
