@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from common.errors import InvalidRequest
 from common.model import Model
 from common.pb import backend_pb2 as pb
 from tests.engine.wire import Answer, options, predict, stream
@@ -120,6 +121,19 @@ async def test_tool_choice_none_neither_shows_nor_parses_tools(model: Model) -> 
     assert hidden.length < shown.length
     answer, _ = await predict(model, options(with_tools, ToolChoice='"none"'))
     assert not answer.tool_calls
+
+
+@pytest.mark.parametrize("choice", ['"required"', '{"type":"function","function":{"name":"f"}}'])
+async def test_a_tool_whose_pattern_cannot_be_compiled(model: Model, choice: str) -> None:
+    for length in (128, 129):
+        parameters = {"type": "object", "properties": {"a": {"type": "string", "pattern": f"^[0-9]{{{length}}}$"}}}
+        tools = [{"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}]
+        asked = options(SPOKEN[0], Tools=json.dumps(tools), ToolChoice=choice, Tokens=2)
+        if length == 128:
+            await predict(model, asked)
+            continue
+        with pytest.raises(InvalidRequest, match=r"^Tools: .*128 times"):
+            await predict(model, asked)
 
 
 @pytest.mark.parametrize("choice", ['"required"', '{"type":"function","function":{"name":"get_weather"}}'])
