@@ -8,8 +8,9 @@ import grpc
 
 from backend.counters import Counters, Request, Stream
 from backend.lifecycle import Lifecycle, State
+from common import request_context
 from common.errors import BackendError, EngineGone, Unsupported
-from common.observation import NOBODY, Caller
+from common.observation import Observer
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 from common.processes import memory_by_process
@@ -17,6 +18,8 @@ from common.tracing import trace_headers
 
 if TYPE_CHECKING:
     from common.model import Model
+
+    _Named = pb.PredictOptions | pb.RerankRequest | pb.ScoreRequest | pb.TokenClassifyRequest | pb.TranscriptRequest
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -59,47 +62,46 @@ class BackendServicer(pb_grpc.BackendServicer):
 
     async def Predict(self, request: pb.PredictOptions, context: Context) -> pb.Reply:
         """The whole answer."""
-        model = self._lifecycle.model_for(request.ModelIdentity)
-        return await model.predict(request, self._caller(model, context, Request))
+        return await self._model(request, context).predict(request, self._observer(Request))
 
     async def PredictStream(self, request: pb.PredictOptions, context: Context) -> None:
         """The answer in chunks. Written to the context, which spares an async generator per token."""
-        model = self._lifecycle.model_for(request.ModelIdentity)
-        async with contextlib.aclosing(model.predict_stream(request, self._caller(model, context, Stream))) as replies:
+        model = self._model(request, context)
+        async with contextlib.aclosing(model.predict_stream(request, self._observer(Stream))) as replies:
             async for reply in replies:
                 await context.write(reply)
 
-    async def TokenizeString(self, request: pb.PredictOptions, _context: Context) -> pb.TokenizationResponse:
+    async def TokenizeString(self, request: pb.PredictOptions, context: Context) -> pb.TokenizationResponse:
         """Token ids of the prompt."""
-        return await self._lifecycle.model_for(request.ModelIdentity).tokenize(request)
+        return await self._model(request, context).tokenize(request)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, _context: Context) -> pb.DetokenizeResponse:
         """Text of token ids."""
         return await self._lifecycle.model_for("").detokenize(request)
 
-    async def Embedding(self, request: pb.PredictOptions, _context: Context) -> pb.EmbeddingResult:
+    async def Embedding(self, request: pb.PredictOptions, context: Context) -> pb.EmbeddingResult:
         """One vector for an input, or one per token."""
-        return await self._lifecycle.model_for(request.ModelIdentity).embed(request)
+        return await self._model(request, context).embed(request)
 
-    async def Rerank(self, request: pb.RerankRequest, _context: Context) -> pb.RerankResult:
+    async def Rerank(self, request: pb.RerankRequest, context: Context) -> pb.RerankResult:
         """Documents in the order in which they answer a query."""
-        return await self._lifecycle.model_for(request.ModelIdentity).rerank(request)
+        return await self._model(request, context).rerank(request)
 
-    async def Score(self, request: pb.ScoreRequest, _context: Context) -> pb.ScoreResponse:
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Log-probabilities of candidate continuations."""
-        return await self._lifecycle.model_for(request.ModelIdentity).score(request)
+        return await self._model(request, context).score(request)
 
-    async def TokenClassify(self, request: pb.TokenClassifyRequest, _context: Context) -> pb.TokenClassifyResponse:
+    async def TokenClassify(self, request: pb.TokenClassifyRequest, context: Context) -> pb.TokenClassifyResponse:
         """The entities of a text."""
-        return await self._lifecycle.model_for(request.ModelIdentity).classify_tokens(request)
+        return await self._model(request, context).classify_tokens(request)
 
-    async def AudioTranscription(self, request: pb.TranscriptRequest, _context: Context) -> pb.TranscriptResult:
+    async def AudioTranscription(self, request: pb.TranscriptRequest, context: Context) -> pb.TranscriptResult:
         """The transcript of an audio file."""
-        return await self._lifecycle.model_for(request.ModelIdentity).transcribe(request)
+        return await self._model(request, context).transcribe(request)
 
     async def AudioTranscriptionStream(self, request: pb.TranscriptRequest, context: Context) -> None:
         """The same in deltas, then the final result."""
-        model = self._lifecycle.model_for(request.ModelIdentity)
+        model = self._model(request, context)
         async with contextlib.aclosing(model.transcribe_stream(request)) as responses:
             async for response in responses:
                 await context.write(response)
@@ -130,8 +132,12 @@ class BackendServicer(pb_grpc.BackendServicer):
             memory.breakdown.update({f"waiting (seconds) for {ranks}": int(clock.seconds) for ranks in clock.waiting})
         return pb.StatusResponse(state=_STATES[self._lifecycle.state], memory=memory)
 
-    def _caller(self, model: "Model", context: Context, observer: type[Request]) -> Caller:
-        if self._counters is None and not model.traced:
-            return NOBODY
-        headers = trace_headers(context.invocation_metadata() or ()) if model.traced else None
-        return Caller(headers, observer(self._counters) if self._counters is not None else None)
+    def _model(self, request: "_Named", context: Context) -> "Model":
+        """The model that is asked, which may want to know whose trace its work belongs to."""
+        model = self._lifecycle.model_for(request.ModelIdentity)
+        if model.traced:
+            request_context.trace_headers.set(trace_headers(context.invocation_metadata() or ()))
+        return model
+
+    def _observer(self, kind: type[Request]) -> Observer | None:
+        return kind(self._counters) if self._counters is not None else None

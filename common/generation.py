@@ -16,12 +16,13 @@ from vllm.parser.abstract_parser import Parser
 from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_prompt_len
 
+from common import request_context
 from common.clock import Clock, ObservedClock
 from common.detokenization import TokenByToken, reads_one_token
 from common.generator import Generator
 from common.grammar import check_tools
 from common.logprobs import logprob_entries
-from common.observation import NOBODY, Caller
+from common.observation import Observer
 from common.reply import Completion, Delta, ToolCall, Usage, joined
 from common.request import GenerationRequest
 from common.vllm_errors import admit, check_finish, translated
@@ -40,11 +41,10 @@ class Run:
 
     """
 
-    def __init__(self, generator: Generator, request: GenerationRequest, caller: Caller = NOBODY) -> None:
+    def __init__(self, generator: Generator, request: GenerationRequest, observer: Observer | None = None) -> None:
         self._generator = generator
         self._request = request
-        self._trace_headers = caller.trace_headers
-        self._clock = Clock() if caller.observer is None else ObservedClock(caller.observer)
+        self._clock = Clock() if observer is None else ObservedClock(observer)
         self._parser: Parser | None = None
         self._token_by_token: TokenByToken | None = None
         self._halves: dict[int, str] = {}
@@ -180,7 +180,7 @@ class Run:
                     params,
                     request.request_id,
                     lora_request=adapter,
-                    trace_headers=self._trace_headers,
+                    trace_headers=request_context.trace_headers.get(),
                     data_parallel_rank=request.rank,
                     **reasoning,
                 )

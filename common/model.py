@@ -20,7 +20,7 @@ from common.generation import Run
 from common.generator import Generator
 from common.lora import Adapters
 from common.metadata import model_metadata
-from common.observation import NOBODY, Caller
+from common.observation import Observer
 from common.pb import backend_pb2 as pb
 from common.processes import give_memory_back
 from common.ranking import Ranker
@@ -107,17 +107,17 @@ class Model:
         """Requests that the engine has not finished."""
         return int(self._engine.llm.get_num_unfinished_requests())
 
-    async def predict(self, options: pb.PredictOptions, caller: Caller = NOBODY) -> pb.Reply:
+    async def predict(self, options: pb.PredictOptions, observer: Observer | None = None) -> pb.Reply:
         """The whole answer in one reply."""
         generator = self._able("Predict", "generate", self._generator)
-        return reply.whole(await Run(generator, await self._understand(options, stream=False), caller).whole())
+        return reply.whole(await Run(generator, await self._understand(options, stream=False), observer).whole())
 
     async def predict_stream(
-        self, options: pb.PredictOptions, caller: Caller = NOBODY
+        self, options: pb.PredictOptions, observer: Observer | None = None
     ) -> AsyncGenerator[pb.Reply, None]:
         """The answer in chunks, then one with the totals. Closing the iterator drops the request."""
         generator = self._able("PredictStream", "generate", self._generator)
-        run = Run(generator, await self._understand(options, stream=True), caller)
+        run = Run(generator, await self._understand(options, stream=True), observer)
         async with contextlib.aclosing(run.deltas()) as deltas:
             async for delta in deltas:
                 yield reply.chunk(delta, run.usage)

@@ -1,7 +1,5 @@
-"""What a caller brings along besides its request: a trace to be part of, and someone who counts."""
+"""Someone who counts what becomes of a request."""
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Protocol
 
 
@@ -16,15 +14,3 @@ class Observer(Protocol):
 
     def queued(self, seconds: float) -> None:
         """How long the engine let it wait; told at the end, where the engine keeps statistics."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, as far as the engine's rooms need to know."""
-
-    trace_headers: Mapping[str, str] | None = None
-    """`traceparent` and `tracestate`, see `tracing.trace_headers`."""
-    observer: Observer | None = None
-
-
-NOBODY = Caller()

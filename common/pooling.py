@@ -2,13 +2,13 @@
 
 import contextlib
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 from vllm import PoolingParams
 from vllm.outputs import PoolingRequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from common import request_context
 from common.errors import EngineGone, Overloaded
 from common.vllm_errors import ENGINE_ERROR, ENGINE_STOPPING
 
@@ -20,7 +20,6 @@ async def pool(
     request_id: str = "",
     *,
     lora_request: Any = None,
-    trace_headers: Mapping[str, str] | None = None,
 ) -> PoolingRequestOutput:
     """What the model makes of one rendered input: `outputs.data` is a tensor, its shape by the task.
 
@@ -37,7 +36,7 @@ async def pool(
         params,
         request_id or f"pool-{uuid.uuid4().hex}",
         lora_request=lora_request,
-        trace_headers=trace_headers,
+        trace_headers=request_context.trace_headers.get(),
     )
     async with contextlib.aclosing(outputs):
         async for output in outputs:

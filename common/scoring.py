@@ -15,6 +15,7 @@ from vllm.lora.request import LoRARequest
 from vllm.renderers.params import TokenizeParams
 from vllm.tokenizers.detokenizer_utils import convert_prompt_ids_to_tokens, detokenize_incrementally
 
+from common import request_context
 from common.concurrency import task_group
 from common.engine import Engine
 from common.errors import EngineGone, InvalidRequest
@@ -91,7 +92,13 @@ class Scorer:
 
     async def _ask(self, probe: Probe, request_id: str, adapter: LoRARequest | None) -> "RequestOutput":
         last: RequestOutput | None = None
-        outputs = self._llm.generate(tokens_input(probe.token_ids), probe.params, request_id, lora_request=adapter)
+        outputs = self._llm.generate(
+            tokens_input(probe.token_ids),
+            probe.params,
+            request_id,
+            lora_request=adapter,
+            trace_headers=request_context.trace_headers.get(),
+        )
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 last = output

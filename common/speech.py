@@ -18,6 +18,7 @@ from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.entrypoints.speech_to_text.base.serving import asr_inter_chunk_separator
 from vllm.entrypoints.speech_to_text.transcription.protocol import TranscriptionRequest
 
+from common import request_context
 from common.concurrency import to_its_end
 from common.engine import Engine
 from common.errors import EngineGone, InvalidRequest, Unsupported
@@ -220,7 +221,9 @@ class _Run:
     async def _outputs(
         self, engine_input: Any, params: SamplingParams, suffix: str
     ) -> AsyncGenerator[CompletionOutput, None]:
-        outputs = self._transcriber.llm.generate(engine_input, params, f"{self._id}-{suffix}")
+        outputs = self._transcriber.llm.generate(
+            engine_input, params, f"{self._id}-{suffix}", trace_headers=request_context.trace_headers.get()
+        )
         async with contextlib.aclosing(outputs):
             async for output in outputs:
                 completion = output.outputs[0]

@@ -9,9 +9,10 @@ import pytest
 from prometheus_client import REGISTRY
 
 from backend.counters import Counters, Request, Stream
+from common import request_context
 from common.errors import InvalidRequest
 from common.model import Model
-from common.observation import Caller
+from common.observation import Observer
 from common.pb import backend_pb2 as pb
 from common.tracing import trace_headers
 from tests.engine.collector import Collector
@@ -33,20 +34,25 @@ def vllm_samples() -> dict[str, float]:
     return found
 
 
-async def stream(model: Model, request: pb.PredictOptions, caller: Caller) -> pb.Reply:
+def with_trace(metadata: list[tuple[str, str]]) -> None:
+    """What the present test asks for belongs to this trace."""
+    request_context.trace_headers.set(trace_headers(metadata))
+
+
+async def stream(model: Model, request: pb.PredictOptions, observer: Observer | None = None) -> pb.Reply:
     """The last chunk of a stream."""
-    return [chunk async for chunk in model.predict_stream(request, caller)][-1]
+    return [chunk async for chunk in model.predict_stream(request, observer)][-1]
 
 
 async def test_what_an_observer_is_told(model: Model) -> None:
     counters = Counters()
-    last = await stream(model, options(line("plain")), Caller(observer=Stream(counters)))
+    last = await stream(model, options(line("plain")), Stream(counters))
     assert (counters.prompt_tokens, counters.completion_tokens) == (last.prompt_tokens, last.tokens)
     assert sum(counters.first_token.counts) == 1
     assert sum(counters.inter_token.counts) <= last.tokens - 1
     assert counters.first_token.sum > 0
     assert sum(counters.queued.counts) == 1
-    whole = await model.predict(options(line("plain")), Caller(observer=Request(counters)))
+    whole = await model.predict(options(line("plain")), Request(counters))
     assert counters.completion_tokens == last.tokens + whole.tokens
     assert sum(counters.first_token.counts) == 1
     assert sum(counters.queued.counts) == 2
@@ -64,7 +70,7 @@ async def test_the_numbers_of_an_engine_that_is_gone_are_gone_too(engines: Engin
 async def test_without_statistics_an_observer_is_told_all_but_the_queue(engines: Engines) -> None:
     counters = Counters()
     model = await engines.get(*PARSERS, "--disable-log-stats")
-    last = await stream(model, options(line("plain")), Caller(observer=Stream(counters)))
+    last = await stream(model, options(line("plain")), Stream(counters))
     assert not vllm_samples()
     assert counters.completion_tokens == last.tokens
     assert sum(counters.first_token.counts) == 1
@@ -89,19 +95,24 @@ async def test_the_span_of_a_request_belongs_to_its_callers_trace(
     # Nothing of it is left for the next engine.
     assert "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" not in os.environ
     asked: dict[str, tuple[str, str]] = {}
-    for answer in (traced.predict, lambda *given: stream(traced, *given)):
+    for answer in (traced.predict, lambda request: stream(traced, request)):
         trace, parent = secrets.token_hex(16), secrets.token_hex(8)
-        headers = trace_headers([("traceparent", f"00-{trace}-{parent}-01"), ("tracestate", "a=1")])
+        with_trace([("traceparent", f"00-{trace}-{parent}-01"), ("tracestate", "a=1")])
         request = options(line("plain"), CorrelationId=f"request-{len(asked)}")
-        reply: Any = await answer(request, Caller(trace_headers=headers))
+        reply: Any = await answer(request)
         assert reply.tokens > 0
         asked[request.CorrelationId] = (trace, parent)
+    scored, parent = secrets.token_hex(16), secrets.token_hex(8)
+    with_trace([("traceparent", f"00-{scored}-{parent}-01")])
+    await traced.score(pb.ScoreRequest(prompt="A", candidates=["B", "C"]))
     # Ignored, and the request served.
-    headers = trace_headers([("traceparent", MALFORMED)])
-    await traced.predict(options(line("plain"), CorrelationId="request-2"), Caller(trace_headers=headers))
+    with_trace([("traceparent", MALFORMED)])
+    await traced.predict(options(line("plain"), CorrelationId="request-2"))
     # The end of the engine sends what is left, long before the next batch would go.
     await engines.close()
     spans = {_attribute(span, "gen_ai.request.id"): span for span in collector.named("llm_request")}
+    probes = [spans.pop(name) for name in list(spans) if name.startswith("score-")]
+    assert {(span.trace_id.hex(), span.parent_span_id.hex()) for span in probes} == {(scored, parent)}
     assert spans.keys() == {"request-0", "request-1", "request-2"}
     for name, (trace, parent) in asked.items():
         span = spans[name]
@@ -114,8 +125,8 @@ async def test_the_next_engine_has_the_same_collector_and_no_other(
     traced: Model, engines: Engines, collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     trace = secrets.token_hex(16)
-    headers = trace_headers([("traceparent", f"00-{trace}-00f067aa0ba902b7-01")])
-    await traced.predict(options(line("plain")), Caller(trace_headers=headers))
+    with_trace([("traceparent", f"00-{trace}-00f067aa0ba902b7-01")])
+    await traced.predict(options(line("plain")))
     await engines.close()
     assert trace in [span.trace_id.hex() for span in collector.named("llm_request")]
     assert "were not sent" not in caplog.text

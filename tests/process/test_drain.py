@@ -13,7 +13,7 @@ from common.pb import backend_pb2 as pb
 from tests.models.script import line
 from tests.process.orchestrator import PROBE_SECONDS, STOP_SECONDS, Backend, eventually
 from tests.process.test_lifecycle import Streams, plain
-from tests.process.wire import PARSERS, content, model_options, predict_options
+from tests.process.wire import ENDLESS, PARSERS, content, model_options, predict_options
 
 STREAMS = 8
 # Longer than the streams take, whatever else the machine does.
@@ -96,6 +96,21 @@ def test_streams_that_do_not_end_are_ended(scripted: Path) -> None:
         streams.check_unavailable()
         assert {details for _, details in streams.ends} == {"the server is shutting down"}
         assert backend.left() == []
+
+
+def test_a_client_that_does_not_read_is_not_told_that_it_has_cancelled(scripted: Path) -> None:
+    """What it does not read stands in the way of its status."""
+    with Backend(env={"BACKEND_DRAIN_SECONDS": "1"}) as backend, backend.connection() as stub:
+        backend.wait_for_health()
+        assert backend.load(model_options(scripted, *PARSERS)).success
+        answers = [stub.PredictStream(predict_options(line("plain"), **ENDLESS)) for _ in range(STREAMS)]
+        for answer in answers:
+            next(answer)
+        assert backend.stop().status == 0
+        for answer in answers:
+            with pytest.raises(grpc.RpcError) as raised:
+                list(answer)
+            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_engine_that_hangs_is_killed_in_time(scripted: Path) -> None:

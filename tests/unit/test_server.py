@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,9 +23,9 @@ from backend.server import SERVICE, build_server
 from backend.settings import MIB, Settings, SettingsError
 from backend.sockets import listen
 from backend.tls import server_credentials
-from common import errors
+from common import errors, request_context
 from common.engine_log import StageClock
-from common.observation import NOBODY, Caller
+from common.observation import Observer
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 
@@ -64,7 +64,8 @@ class FakeModel:
 
     def __init__(self) -> None:
         self.traced = False
-        self.callers: list[Caller] = []
+        self.observers: list[Observer | None] = []
+        self.traces: list[Mapping[str, str] | None] = []
         self.error: Exception | None = None
         self.error_after = 0
         self.replies = [pb.Reply(message=b"a"), pb.Reply(message=b"b"), pb.Reply(tokens=2)]
@@ -74,16 +75,17 @@ class FakeModel:
 
     def _check(self, request: Any) -> None:
         self.requests.append(request)
+        self.traces.append(request_context.trace_headers.get())
         if self.error is not None:
             raise self.error
 
-    async def predict(self, request: pb.PredictOptions, caller: Caller) -> pb.Reply:
-        self.callers.append(caller)
+    async def predict(self, request: pb.PredictOptions, observer: Observer | None) -> pb.Reply:
+        self.observers.append(observer)
         self._check(request)
         return self.replies[0]
 
-    async def predict_stream(self, request: pb.PredictOptions, caller: Caller) -> AsyncIterator[pb.Reply]:
-        self.callers.append(caller)
+    async def predict_stream(self, request: pb.PredictOptions, observer: Observer | None) -> AsyncIterator[pb.Reply]:
+        self.observers.append(observer)
         try:
             for number, reply in enumerate(self.replies):
                 if number == self.error_after:
@@ -610,22 +612,22 @@ async def test_the_refused_are_counted_too(lifecycle: FakeLifecycle, counters: C
 async def test_who_counts_a_request(counted: grpc.aio.Channel, lifecycle: FakeLifecycle) -> None:
     await call(counted, "Predict")
     await call(counted, "PredictStream")
-    assert [type(caller.observer) for caller in lifecycle.model.callers] == [Request, Stream]
+    assert [type(observer) for observer in lifecycle.model.observers] == [Request, Stream]
 
 
 TRACE = (("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), ("tracestate", "a=1,b=2"))
 
 
-@pytest.mark.parametrize("name", ["Predict", "PredictStream"])
+TRACED = [method.name for method in METHODS if "ModelIdentity" in method.input_type.fields_by_name]
+
+
+@pytest.mark.parametrize("name", TRACED)
 async def test_the_trace_of_a_caller(channel: grpc.aio.Channel, lifecycle: FakeLifecycle, name: str) -> None:
     await call(channel, name, TRACE)
     lifecycle.model.traced = True
     for metadata in (TRACE, TRACE[1:], (("traceparent", "none"),), ()):
         await call(channel, name, metadata)
-    untraced, traced, *others = lifecycle.model.callers
-    assert untraced is NOBODY
-    assert traced.trace_headers == dict(TRACE)
-    assert [caller.trace_headers for caller in others] == [None] * 3
+    assert lifecycle.model.traces == [None, dict(TRACE), None, None, None]
 
 
 # Tokens.
