@@ -4,6 +4,7 @@ dtype              float32 where the CPU has no BF16 units: it decodes more than
 enforce_eager      true: compiling gains 7 % and costs minutes at each load, and fails without a compiler
 kv_cache_memory_bytes  a quarter of the memory that is free, at most 4 GiB; vLLM would ask for 92 % of all memory,
                    and fail when anything else on the machine uses more than the rest
+distributed_executor_backend  one process where there is one worker, see `one_process`; vLLM would have two
 """
 
 import os
@@ -20,6 +21,17 @@ GIB = 1024**3
 MOST_KV_BYTES = 4 * GIB
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
+# What vLLM calls an executor of its users' own.
+ONE_PROCESS = "common.one_process.OneProcess"
+# Engine arguments that ask for more workers or more machines than one.
+_SEVERAL = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "prefill_context_parallel_size",
+    "data_parallel_size",
+    "nnodes",
+)
+
 
 def cpu_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Engine arguments to add to those `given` by the user."""
@@ -31,7 +43,14 @@ def cpu_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     sizes = ("kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override")
     if not any(name in given for name in sizes) and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         defaults["kv_cache_memory_bytes"] = min(available_memory() // 4, MOST_KV_BYTES)
+    if _is_alone(given):
+        defaults["distributed_executor_backend"] = ONE_PROCESS
     return defaults
+
+
+def _is_alone(given: Mapping[str, Any]) -> bool:
+    alone = all((given.get(name) or 1) == 1 for name in _SEVERAL)
+    return alone and not given.get("distributed_executor_backend")
 
 
 def cpu_flags() -> set[str]:

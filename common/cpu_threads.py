@@ -2,7 +2,8 @@
 
 vLLM's own choice (`auto`) is one CPU of each core, one core left to its scheduler. It does not see a control group's
 quota: on 64 cores with the time of two, 63 threads would wait for each other most of the time. There the same rule is
-applied here, to as many cores as the time is for.
+applied here, to as many cores as the time is for. An engine in one process (see `one_process`) has no scheduler that
+would take a core: it gets all, but for one that is left to the server where there are many.
 """
 
 import os
@@ -13,16 +14,28 @@ from common import cgroup
 
 VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
 _CPUS = Path("/sys/devices/system/cpu")
+# From so many cores on, one that the engine lacks is less than what threads lose that wait for one that is disturbed.
+MANY = 8
 # What the user says about it, if anything.
 _GIVEN = os.environ.get(VARIABLE)
 
 
 def bind(ranks: int) -> str:
-    """Set the variable for the next engine, of so many worker processes; returns what it is and why."""
+    """Set the variable for the next engine; returns what it is and why.
+
+    Args:
+        ranks: worker processes; 0: the engine is one process.
+
+    """
     if _GIVEN:
         return f"{VARIABLE}={_GIVEN}, as given"
     cores = _cores(sorted(os.sched_getaffinity(0)))
-    value, why = choose(cores, cgroup.processors(), ranks)
+    if ranks:
+        value, why = choose([cpu for _, cpu in cores], cgroup.processors(), ranks)
+    else:
+        # Its memory is that of one node.
+        near = [cpu for node, cpu in cores if node == cores[0][0]]
+        value, why = choose_for_one_process(near, cgroup.processors())
     os.environ[VARIABLE] = value
     return f"{VARIABLE}={value}, for {why}"
 
@@ -54,8 +67,17 @@ def choose(cores: Sequence[int], quota: float | None, ranks: int) -> tuple[str, 
     return "|".join(lists), why
 
 
-def _cores(cpus: Sequence[int]) -> list[int]:
-    """Of each core the last of these CPUs, which is vLLM's choice too; those of one memory node together."""
+def choose_for_one_process(cores: Sequence[int], quota: float | None) -> tuple[str, str]:
+    """As `choose`, for an engine that is one process."""
+    usable = cores if quota is None else cores[: max(int(quota), 1)]
+    why = _counted(len(cores), "core") + (f" and a quota of {quota:g}" if len(usable) < len(cores) else "")
+    if len(usable) >= MANY:
+        usable = usable[:-1]
+    return ",".join(map(str, usable)), why
+
+
+def _cores(cpus: Sequence[int]) -> list[tuple[int, int]]:
+    """Of each core its memory node and the last of these CPUs, which is vLLM's choice too; sorted."""
     last: dict[tuple[int, str], int] = {}
     for cpu in cpus:
         folder = _CPUS / f"cpu{cpu}"
@@ -65,7 +87,7 @@ def _cores(cpus: Sequence[int]) -> list[int]:
         except OSError:
             core = str(cpu)
         last[node, core] = cpu
-    return [cpu for _, cpu in sorted((node, cpu) for (node, _), cpu in last.items())]
+    return sorted((node, cpu) for (node, _), cpu in last.items())
 
 
 def _counted(count: int, noun: str) -> str:

@@ -17,7 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-from common import links, network, orphan_watch, topology, tracing
+from common import links, network, one_process, orphan_watch, topology, tracing
 from common.abilities import Abilities
 from common.concurrency import to_its_end
 from common.engine_args import LoadPlan
@@ -182,6 +182,7 @@ class Engine:
                 tracing.sending_to(plan.traces_endpoint),
                 ranks.awaited(config.parallel_config, shared),
                 links.guarded_listeners(links.timeout()) if head else contextlib.nullcontext(),
+                one_process.thread_settings(config) if one_process.is_used(config) else contextlib.nullcontext(),
             ):
                 llm = AsyncLLM.from_vllm_config(
                     config,

@@ -8,7 +8,7 @@ from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.usage.usage_lib import UsageContext
 
-from common import cpu_threads, links, topology
+from common import cpu_threads, links, one_process, topology
 from common.cpu_defaults import GIB, available_memory
 from common.engine_args import LoadPlan
 from common.parsers import ParserChoice, choose_parsers
@@ -65,7 +65,8 @@ def compile_nothing(eager: bool) -> None:
 def say_what_is_used(config: VllmConfig) -> None:
     """Choose the CPUs, and log them with the memory of the KV cache."""
     parallel = config.parallel_config
-    logger.info("load: %s", cpu_threads.bind(max(parallel.local_world_size * parallel.data_parallel_size_local, 1)))
+    ranks = max(parallel.local_world_size * parallel.data_parallel_size_local, 1)
+    logger.info("load: %s", cpu_threads.bind(0 if one_process.is_used(config) else ranks))
     if size := config.cache_config.kv_cache_memory_bytes:
         logger.info("load: %.1f GiB for the KV cache, %.1f GiB are free", size / GIB, available_memory() / GIB)
 

@@ -55,7 +55,7 @@ def environment() -> Iterator[tuple[str, str]]:
         defaults["kv_cache_memory_bytes"] = in_bytes(defaults.get("kv_cache_memory_bytes", 0))
         if space := os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             defaults["kv_cache_memory_bytes"] = f"{space} GiB (VLLM_CPU_KVCACHE_SPACE)"
-        yield "threads", cpu_threads.bind(ranks=1)
+        yield "threads", cpu_threads.bind(ranks=0)
         yield "default engine arguments", ", ".join(f"{name} {value}" for name, value in sorted(defaults.items()))
     yield "environment for vLLM", ", ".join(f"{name}={os.environ.get(name, '')}" for name in DEFAULTS)
 

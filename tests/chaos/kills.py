@@ -47,14 +47,23 @@ def _server(number: signal.Signals) -> Callable[[Parent, Backend, random.Random]
     return do
 
 
-def _engine(title: str) -> Callable[[Parent, Backend, random.Random], Awaitable[None]]:
-    async def do(parent: Parent, backend: Backend, _generator: random.Random) -> None:
-        children = await asyncio.to_thread(backend.children)
-        victim = next(child for child in children if title in name(child))
-        parent.ready.clear()
-        victim.kill()
+async def _kill_engine(parent: Parent, backend: Backend, _generator: random.Random) -> None:
+    await _kill("EngineCore", parent, backend)
 
-    return do
+
+async def _kill_worker(parent: Parent, backend: Backend, _generator: random.Random) -> None:
+    parent.ready.clear()
+    parent.worker_apart = True
+    await parent.load()
+    parent.worker_apart = False  # for the next process
+    await _kill("Worker", parent, backend)
+
+
+async def _kill(title: str, parent: Parent, backend: Backend) -> None:
+    children = await asyncio.to_thread(backend.children)
+    victim = next(child for child in children if title in name(child))
+    parent.ready.clear()
+    victim.kill()
 
 
 async def _stop_server(_parent: Parent, backend: Backend, generator: random.Random) -> None:
@@ -100,10 +109,10 @@ async def _kill_in_load(parent: Parent, backend: Backend, generator: random.Rand
 LATE = frozenset({Code.DEADLINE_EXCEEDED})
 DEAD = frozenset({-signal.SIGKILL})
 KILLS = (
-    Kill("engine SIGKILL", _engine("EngineCore"), frozenset({1}), GONE, LOST),
+    Kill("engine SIGKILL", _kill_engine, frozenset({1}), GONE, LOST),
     Kill("server SIGKILL", _server(signal.SIGKILL), DEAD, GONE, LOST),
     Kill("server SIGTERM", _server(signal.SIGTERM), frozenset({0}), GONE, LOST),
-    Kill("worker SIGKILL", _engine("Worker"), frozenset({1}), GONE, LOST),
+    Kill("worker SIGKILL", _kill_worker, frozenset({1}), GONE, LOST),
     # A process that is not running answers no probe; all that was asked of it is answered afterwards.
     Kill("server SIGSTOP", _stop_server, frozenset(), NOTHING, LATE),
     Kill("engine SIGSTOP", _stop_engine, frozenset(), NOTHING, NOTHING),

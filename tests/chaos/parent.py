@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Parent:
         ready: set while a model is loaded, as far as the parent knows.
         life: how many servers there have been.
         context: the context length that the model is loaded with.
+        worker_apart: whether it is loaded into an engine with a worker process, which one on a CPU has not.
         last_words: the end of what the latest server that has ended had written.
 
     """
@@ -38,6 +40,7 @@ class Parent:
         self.ready = asyncio.Event()
         self.life = 0
         self.context = CONTEXTS[0]
+        self.worker_apart = False
         self.last_words = ""
         self._stopping = False
         self.expected_exits: set[int] = set()
@@ -45,7 +48,8 @@ class Parent:
 
     def options(self) -> pb.ModelOptions:
         """LoadModel's request as it is now."""
-        return model_options(self._folder, *PARSERS, MaxModelLen=self.context)
+        arguments = json.dumps({"distributed_executor_backend": "mp"} if self.worker_apart else {})
+        return model_options(self._folder, *PARSERS, MaxModelLen=self.context, EngineArgs=arguments)
 
     async def run(self) -> None:
         """Respawn until `stop`."""

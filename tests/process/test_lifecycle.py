@@ -4,6 +4,7 @@ The first part shares one server and leaves no model behind from test to test, u
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -343,7 +344,8 @@ def test_sigterm_during_a_load(own: Backend, scripted: Path, to_group: bool) -> 
 
 @pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
 def test_engine_that_dies_under_streams(own: Backend, scripted: Path, victim: str) -> None:
-    assert own.load(model_options(scripted, *PARSERS)).success
+    apart = json.dumps({"distributed_executor_backend": "mp"} if victim == "Worker" else {})
+    assert own.load(model_options(scripted, *PARSERS, EngineArgs=apart)).success
     (process,) = [process for process in own.children() if victim in name(process)]
     with Streams(own) as streams:
         started = time.monotonic()

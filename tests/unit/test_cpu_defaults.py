@@ -4,10 +4,12 @@ from typing import Any
 
 import psutil
 import pytest
+from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from common import cgroup
 from common import cpu_defaults as room
-from common.cpu_defaults import GIB, MOST_KV_BYTES, available_memory, cpu_defaults
+from common.cpu_defaults import GIB, MOST_KV_BYTES, ONE_PROCESS, available_memory, cpu_defaults
+from common.one_process import OneProcess
 
 
 @pytest.fixture
@@ -25,7 +27,9 @@ def test_nothing_given(machine: dict[str, Any]) -> None:
         "enforce_eager": True,
         "dtype": "float32",
         "kv_cache_memory_bytes": 2 * GIB,
+        "distributed_executor_backend": ONE_PROCESS,
     }
+    assert resolve_obj_by_qualname(ONE_PROCESS) is OneProcess
 
 
 @pytest.mark.parametrize("flag", ["avx512_bf16", "amx_bf16", "bf16"])
@@ -42,6 +46,11 @@ def test_bfloat16_where_the_cpu_has_units_for_it(machine: dict[str, Any], flag: 
         ({"kv_cache_memory_bytes": 5}, "kv_cache_memory_bytes"),
         ({"gpu_memory_utilization": 0.5}, "kv_cache_memory_bytes"),
         ({"num_gpu_blocks_override": 5}, "kv_cache_memory_bytes"),
+        ({"distributed_executor_backend": "mp"}, "distributed_executor_backend"),
+        ({"tensor_parallel_size": 2}, "distributed_executor_backend"),
+        ({"pipeline_parallel_size": 2}, "distributed_executor_backend"),
+        ({"data_parallel_size": 2}, "distributed_executor_backend"),
+        ({"nnodes": 2}, "distributed_executor_backend"),
     ],
 )
 def test_what_the_user_says_stays(machine: dict[str, Any], given: dict[str, Any], missing: str) -> None:

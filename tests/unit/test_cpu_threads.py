@@ -5,7 +5,7 @@ import os
 import pytest
 
 from common import cgroup, cpu_threads
-from common.cpu_threads import VARIABLE, bind, choose
+from common.cpu_threads import VARIABLE, bind, choose, choose_for_one_process
 
 EIGHT = tuple(range(8))
 
@@ -35,6 +35,35 @@ def test_chosen_here(quota: float, ranks: int, expected: str) -> None:
     value, why = choose(EIGHT, quota, ranks)
     assert value == expected
     assert f"8 cores and a quota of {quota:g}" in why
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "expected"),
+    [
+        (1, None, "0"),
+        (2, None, "0,1"),
+        (7, None, "0,1,2,3,4,5,6"),
+        (8, None, "0,1,2,3,4,5,6"),  # one for the server
+        (8, 9.0, "0,1,2,3,4,5,6"),
+        (8, 7.5, "0,1,2,3,4,5,6"),
+        (8, 2.5, "0,1"),
+        (8, 0.3, "0"),
+    ],
+)
+def test_chosen_for_one_process(cores: int, quota: float | None, expected: str) -> None:
+    value, why = choose_for_one_process(range(cores), quota)
+    assert value == expected
+    assert (f"a quota of {quota:g}" in why) == (quota is not None and quota < cores) if quota else why
+
+
+def test_one_process_stays_at_one_memory_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_threads, "_GIVEN", None)
+    monkeypatch.setattr(cgroup, "processors", lambda: None)
+    monkeypatch.setattr(cpu_threads, "_cores", lambda _: [(0, 1), (0, 3), (1, 5), (1, 7)])
+    monkeypatch.setenv(VARIABLE, "before")
+    assert bind(0) == f"{VARIABLE}=1,3, for 2 cores"
+    assert os.environ[VARIABLE] == "1,3"
+    assert bind(1) == f"{VARIABLE}=auto, for 4 cores"
 
 
 def test_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
