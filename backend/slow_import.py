@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+from common import spare
 from common.errors import LoadFailed
 from common.vllm_env import prepare_environment
 
@@ -16,12 +17,15 @@ logger = logging.getLogger(__name__)
 def import_in_thread(name: str, imported: asyncio.Future[Any]) -> None:
     """Import the module `name`, which imports vLLM, in a thread that never holds up the process's exit.
 
+    A process for the first engine does the same meanwhile, see `common.spare`. Call in the main thread.
     `imported` gets the module, or LoadFailed with what kept it from being imported.
     """
     loop = imported.get_loop()
 
+    prepare_environment()
+    spare.start()
+
     def run() -> None:
-        prepare_environment()
         started = time.monotonic()
         try:
             module = importlib.import_module(name)

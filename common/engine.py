@@ -17,7 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-from common import links, network, one_process, orphan_watch, topology, tracing
+from common import links, network, one_process, orphan_watch, spare, topology, tracing
 from common.abilities import Abilities
 from common.concurrency import to_its_end
 from common.engine_args import LoadPlan
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # How often a cancelled load looks for processes that vLLM has started meanwhile.
 _KILL_INTERVAL = 0.1
+# An engine of one process has nothing to put in order: from then on it would take itself apart object by object.
+_FAREWELL_SECONDS = 1.0
 # How long the children of a failed load get to finish writing their last words.
 _LAST_WORDS_SECONDS = 5.0
 # The same for an engine that died under requests, whose clients wait for the cause; and how often it is looked for.
@@ -183,6 +185,7 @@ class Engine:
                 ranks.awaited(config.parallel_config, shared),
                 links.guarded_listeners(links.timeout()) if head else contextlib.nullcontext(),
                 one_process.thread_settings(config) if one_process.is_used(config) else contextlib.nullcontext(),
+                spare.moving_in(),
             ):
                 llm = AsyncLLM.from_vllm_config(
                     config,
@@ -239,6 +242,8 @@ class Engine:
         llm = self.llm
         flushing = asyncio.create_task(tracing.flush()) if self._traced else None
         # Called in the loop, shutdown would cancel the output handler under the consumers and leave them waiting.
+        if one_process.is_used(llm.vllm_config) and llm.vllm_config.kv_transfer_config is None:
+            timeout = min(timeout, _FAREWELL_SECONDS)
         with contextlib.suppress(Exception):
             await asyncio.to_thread(llm.shutdown, timeout)
         await asyncio.to_thread(leave_ray)

@@ -203,6 +203,14 @@ class Backend:
             if process.pid != self.pid and "resource_tracker" not in name(process)
         ]
 
+    def engine_processes(self) -> list[psutil.Process]:
+        """The same without the process that waits to become an engine's, see `common.spare`."""
+        return [process for process in self.children() if "spare" not in name(process).lower()]
+
+    def spares(self) -> list[psutil.Process]:
+        """That process, as long as it waits."""
+        return [process for process in self.children() if "spare" in name(process).lower()]
+
     def left(self) -> list[str]:
         """What the processes beside the server call themselves.
 

@@ -47,7 +47,7 @@ def test_free_during_a_conversion_ends_it(serving: Backend, models: Path) -> Non
     print(f"Free took {time.monotonic() - started:.1f} s")
     assert not result.success
     assert "cancelled" in result.message
-    assert serving.children() == []
+    assert serving.engine_processes() == []
     assert {path.suffix for path in (models / "cache/gguf").glob("*")} <= {".lock"}
 
 

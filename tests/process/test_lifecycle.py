@@ -121,7 +121,7 @@ def check_loaded(backend: Backend) -> None:
 
 def check_unloaded(backend: Backend) -> None:
     """Nothing of an engine is left, and the server knows."""
-    assert [name(process) for process in backend.children()] == []
+    assert [name(process) for process in backend.engine_processes()] == []
     assert backend.status().state == pb.StatusResponse.UNINITIALIZED
     for rpc in ("Predict", "TokenizeString"):
         with pytest.raises(grpc.RpcError) as raised:
@@ -276,7 +276,7 @@ def test_load_that_its_client_cancels(backend: Backend, scripted: Path) -> None:
     with loading(backend, model_options(scripted, *PARSERS)) as load:
         load.cancel()
         started = time.monotonic()
-        eventually(lambda: not backend.children(), CANCEL_SECONDS, "no engine process")
+        eventually(lambda: not backend.engine_processes(), CANCEL_SECONDS, "no engine process")
         print(f"processes of a cancelled load gone after {time.monotonic() - started:.1f} s")
         eventually(
             lambda: backend.status().state == pb.StatusResponse.UNINITIALIZED, PATIENCE_SECONDS, "the server knows"

@@ -368,4 +368,4 @@ def test_python_is_the_process_that_was_spawned() -> None:
         executable = Path(os.readlink(f"/proc/{backend.pid}/exe"))
         assert executable.name.startswith("python")
         assert sys.version_info[:2] >= (3, 11)
-        assert backend.children() == []
+        assert backend.engine_processes() == []

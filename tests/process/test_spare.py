@@ -1,0 +1,78 @@
+"""The process that imports vLLM with the server and becomes the first engine's."""
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.pb import backend_pb2 as pb
+from tests.models.script import line
+from tests.process.orchestrator import FREE_SECONDS, PROBE_SECONDS, Backend, eventually
+from tests.process.test_lifecycle import plain
+from tests.process.wire import PARSERS, model_options
+
+REFUSED = "the spare process can't become the engine's"
+
+
+def spare(backend: Backend) -> psutil.Process:
+    """The process, which is there soon after the port."""
+    process: psutil.Process
+    (process,) = eventually(backend.spares, PROBE_SECONDS, "the spare process")
+    return process
+
+
+def test_becomes_the_first_engine_and_no_other(scripted: Path) -> None:
+    with Backend() as backend:
+        backend.wait_for_health()
+        waiting = spare(backend)
+        assert backend.load(model_options(scripted, *PARSERS)).success
+        assert backend.engine_cores() == [waiting]
+        assert backend.spares() == []
+        assert plain(backend) == line("plain").content
+        # Its stderr is that of the load: the stages are read from there.
+        assert "load: loading weights took" in backend.stderr
+        assert "(EngineCore pid=" in backend.stderr
+        assert backend.call("Free", pb.HealthMessage(), timeout=FREE_SECONDS).success
+        assert backend.children() == []
+        assert backend.load(model_options(scripted, *PARSERS)).success
+        (engine,) = backend.engine_cores()
+        assert engine != waiting
+        assert plain(backend) == line("plain").content
+        assert REFUSED not in backend.stderr
+
+
+def test_killed_before_it_is_needed(scripted: Path) -> None:
+    with Backend() as backend:
+        backend.wait_for_health()
+        spare(backend).kill()
+        assert backend.load(model_options(scripted, *PARSERS)).success
+        assert plain(backend) == line("plain").content
+        assert f"{REFUSED}: it is gone" in backend.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env"),
+    [({"distributed_executor_backend": "mp"}, {"VLLM_CPU_OMP_THREADS_BIND": "0"}), ({"enforce_eager": False}, {})],
+    ids=["threads", "compiled"],
+)
+def test_ends_where_the_engine_wants_another_start(
+    scripted: Path, arguments: dict[str, object], env: dict[str, str]
+) -> None:
+    with Backend(env=env) as backend:
+        backend.wait_for_health()
+        waiting = spare(backend)
+        assert backend.load(model_options(scripted, *PARSERS, EngineArgs=json.dumps(arguments))).success
+        variable = "OMP_NUM_THREADS" if env else "TORCHDYNAMO_DISABLE"
+        assert f"{REFUSED}: " in backend.stderr
+        assert variable in backend.stderr.split(REFUSED)[1].partition("\n")[0]
+        assert not waiting.is_running()
+        assert plain(backend) == line("plain").content
+
+
+def test_ends_with_a_server_that_never_loads() -> None:
+    with Backend() as backend:
+        backend.wait_for_health()
+        spare(backend)
+        assert backend.stop().status == 0
+        assert backend.left() == []
