@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _M_MMAP_THRESHOLD = -3  # malloc.h
+_M_ARENA_MAX = -8
 
 
 def engine_processes() -> list[psutil.Process]:
@@ -52,10 +53,12 @@ def return_large_blocks() -> None:
 
     It would learn from the first ones to keep them, in up to eight arenas per core: those for messages, 4 MiB each,
     made the server grow by tens of MiB over an hour, whenever another thread of gRPC's met its first large message.
+    Two arenas fill up sooner than eight per core, and hold less; Python's lock lets few threads allocate at a time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**20)
+        mallopt(_M_ARENA_MAX, 2)
 
 
 def give_memory_back() -> None:

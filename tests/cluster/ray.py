@@ -17,8 +17,13 @@ from tests.process.orchestrator import eventually
 PACKAGES = ("ray==2.60.0", "msgpack>=1,<2")
 PORT = 6379
 SMALL = ("--num-cpus=1", "--object-store-memory=80000000", "--block", "--disable-usage-stats")
-# Ray counts its users, over the network, and paints its words.
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_PREFIX": "0", "RAY_DISABLE_IMPORT_WARNING": "1"}
+# Ray counts its users, over the network, paints its words, and a head that has no token makes one in the home folder.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_AUTH_MODE": "disabled",
+}
 
 
 def python_path() -> str:
