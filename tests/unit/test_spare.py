@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from vllm.config import VllmConfig
 
-from common import cpu_threads, spare
+from common import cpu_threads, one_process, spare
 
 GOMP = min((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
 
@@ -59,11 +60,31 @@ def test_threads_that_vllm_binds(given: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("library", ["libiomp5.so", "libomp.so"])
 def test_another_openmp(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_PRELOAD", library)
-    assert added() is None
+    assert added() == {
+        "OMP_NUM_THREADS": "2",
+        "KMP_AFFINITY": "granularity=fine,explicit,proclist=[0,1]",
+        "KMP_BLOCKTIME": "5",
+        "KMP_TPAUSE": "0",
+        "TORCHDYNAMO_DISABLE": "1",
+    }
+
+
+@pytest.mark.parametrize("preloaded", ["", "libgomp.so.1", "libiomp5.so"])
+def test_as_vllm_binds_threads(preloaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if preloaded:
+        monkeypatch.setenv("LD_PRELOAD", preloaded)
+    expected = spare._expected()
+    assert expected
+    for name in ("LD_PRELOAD", cpu_threads.VARIABLE):
+        monkeypatch.setenv(name, expected[name])
+    with one_process.thread_settings(VllmConfig()):
+        assert {name: value for name, value in os.environ.items() if name.startswith(("OMP", "GOMP", "KMP"))} == {
+            name: value for name, value in expected.items() if name.startswith(("OMP", "GOMP", "KMP"))
+        }
 
 
 def test_no_wheel_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spare, "_is_for_cpus", lambda: False)
+    monkeypatch.setattr(spare, "is_for_cpus", lambda: False)
     assert added() is None
 
 
