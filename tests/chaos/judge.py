@@ -19,8 +19,8 @@ MOST_FILES = 0.0
 LONG_RUN = 600.0
 # A sound server's grows by 10 in its first minute and a half under load.
 MOST_GROWTH = 16.0  # MiB, between the first and the last third of a soak
-# The first part of a soak, in which what grows once grows.
-WARM_UP = 0.34
+# The first part of a soak, in which what grows once grows: it takes some three minutes.
+WARM_UP = 0.5
 # Of what a soak's own noise could hide or feign, this part is granted on top.
 _GRANTED = 1.0
 

@@ -1,4 +1,4 @@
-"""One run: clients that come and go all the time; a first half with kills, a second one without."""
+"""One run: clients that come and go all the time; kills in the first third of it, none in the rest."""
 
 import asyncio
 import contextlib
@@ -73,7 +73,7 @@ class Chaos:
             others.append(asyncio.create_task(self._watched(self._look())))
             began = time.monotonic()
             if self._with_kills:
-                await self._strike_until(began + self._seconds / 2)
+                await self._strike_until(began + self._seconds / 3)
             self._soak = True
             await asyncio.sleep(max(began + self._seconds - time.monotonic(), self._seconds / 4))
             self._over = True
