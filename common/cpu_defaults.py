@@ -32,6 +32,8 @@ _SEVERAL = (
     "nnodes",
 )
 
+_OTHERWISE = ("distributed_executor_backend", "kv_transfer_config", "ec_transfer_config")
+
 
 def cpu_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Engine arguments to add to those `given` by the user."""
@@ -50,7 +52,8 @@ def cpu_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_alone(given: Mapping[str, Any]) -> bool:
     alone = all((given.get(name) or 1) == 1 for name in _SEVERAL)
-    return alone and not given.get("distributed_executor_backend")
+    # Whoever sends KV blocks elsewhere has threads of his own, which vLLM leaves a core to.
+    return alone and not any(given.get(name) for name in _OTHERWISE)
 
 
 def cpu_flags() -> set[str]:

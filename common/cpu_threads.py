@@ -7,6 +7,7 @@ would take a core: it gets all, but for one that is left to the server where the
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ VARIABLE = "VLLM_CPU_OMP_THREADS_BIND"
 _CPUS = Path("/sys/devices/system/cpu")
 # From so many cores on, one that the engine lacks is less than what threads lose that wait for one that is disturbed.
 MANY = 8
+# What users may say of memory nodes and of cores to spare; vLLM's own choice takes it into account.
+_ABOUT_NODES = ("CPU_VISIBLE_MEMORY_NODES", "VLLM_CPU_SIM_MULTI_NUMA", "VLLM_CPU_NUM_OF_RESERVED_CPU")
 # What the user says about it, if anything.
 _GIVEN = os.environ.get(VARIABLE)
 
@@ -30,12 +33,11 @@ def bind(ranks: int) -> str:
     if _GIVEN:
         return f"{VARIABLE}={_GIVEN}, as given"
     cores = _cores(sorted(os.sched_getaffinity(0)))
-    if ranks:
-        value, why = choose([cpu for _, cpu in cores], cgroup.processors(), ranks)
+    said = [name for name in _ABOUT_NODES if os.environ.get(name)]
+    if ranks or said:
+        value, why = choose([cpu for _, cpu in cores], cgroup.processors(), ranks or 1)
     else:
-        # Its memory is that of one node.
-        near = [cpu for node, cpu in cores if node == cores[0][0]]
-        value, why = choose_for_one_process(near, cgroup.processors())
+        value, why = choose_for_one_process(_near(cores), cgroup.processors())
     os.environ[VARIABLE] = value
     return f"{VARIABLE}={value}, for {why}"
 
@@ -74,6 +76,14 @@ def choose_for_one_process(cores: Sequence[int], quota: float | None) -> tuple[s
     if len(usable) >= MANY:
         usable = usable[:-1]
     return ",".join(map(str, usable)), why
+
+
+def _near(cores: Sequence[tuple[int, int]]) -> list[int]:
+    """Those of the first memory node that may be used: an engine of one process has its memory there."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^Mems_allowed_list:\s*(\d+)", status, re.MULTILINE)
+    allowed = int(found[1]) if found else 0
+    return [cpu for node, cpu in cores if node == allowed] or [cpu for node, cpu in cores if node == cores[0][0]]
 
 
 def _cores(cpus: Sequence[int]) -> list[tuple[int, int]]:

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 # How often a cancelled load looks for processes that vLLM has started meanwhile.
 _KILL_INTERVAL = 0.1
-# An engine of one process has nothing to put in order: from then on it would take itself apart object by object.
+# An engine of one process that is idle has nothing to put in order, and would take itself apart object by object.
 _FAREWELL_SECONDS = 1.0
 # How long the children of a failed load get to finish writing their last words.
 _LAST_WORDS_SECONDS = 5.0
@@ -185,7 +185,7 @@ class Engine:
                 ranks.awaited(config.parallel_config, shared),
                 links.guarded_listeners(links.timeout()) if head else contextlib.nullcontext(),
                 one_process.thread_settings(config) if one_process.is_used(config) else contextlib.nullcontext(),
-                spare.moving_in(),
+                spare.moving_in(suits=one_process.is_used(config)),
             ):
                 llm = AsyncLLM.from_vllm_config(
                     config,
@@ -207,7 +207,7 @@ class Engine:
                 raise
             except Exception as error:
                 await asyncio.to_thread(leave_ray)
-                await kill(engine_processes())
+                await kill(_processes_of_the_load())
                 unregister_vllm_metrics()
                 lines = await asyncio.to_thread(log.lines, _LAST_WORDS_SECONDS)
                 raise LoadFailed(_load_failure(error, lines, ranks)) from error
@@ -242,10 +242,12 @@ class Engine:
         llm = self.llm
         flushing = asyncio.create_task(tracing.flush()) if self._traced else None
         # Called in the loop, shutdown would cancel the output handler under the consumers and leave them waiting.
-        if one_process.is_used(llm.vllm_config) and llm.vllm_config.kv_transfer_config is None:
+        if one_process.is_used(llm.vllm_config) and not llm.get_num_unfinished_requests():
             timeout = min(timeout, _FAREWELL_SECONDS)
         with contextlib.suppress(Exception):
             await asyncio.to_thread(llm.shutdown, timeout)
+        # Those that it was killed under: the task that would have told them has been cancelled.
+        llm.output_processor.propagate_error(EngineDeadError())
         await asyncio.to_thread(leave_ray)
         await kill(self._processes)
         if flushing is not None:
@@ -271,7 +273,7 @@ def _stat_loggers(throughput: Throughput | None, *, is_scraped: bool) -> list[An
 async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") -> None:
     """End a load that nobody waits for: vLLM gives up when its processes die, and an engine that came up is shut."""
     while not building.done():
-        await kill(engine_processes())
+        await kill(_processes_of_the_load())
         await asyncio.wait([building], timeout=_KILL_INTERVAL)
     with contextlib.suppress(Exception):
         llm, _ = building.result()
@@ -279,7 +281,12 @@ async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") ->
         del llm
     unregister_vllm_metrics()
     await asyncio.to_thread(leave_ray)
-    await kill(engine_processes())
+    await kill(_processes_of_the_load())
+
+
+def _processes_of_the_load() -> list[psutil.Process]:
+    """All but the one that waits for an engine to come."""
+    return [process for process in engine_processes() if process.pid != spare.waiting()]
 
 
 def _load_failure(error: Exception, lines: list[str], ranks: Ranks) -> str:

@@ -26,10 +26,18 @@ class OneProcess(UniProcExecutor):  # type: ignore[misc]  # vLLM is untyped to u
 
     def _init_executor(self) -> None:
         super()._init_executor()
+        # Ranks have met by it, and there is only this one. Nobody would remove it where the process is killed.
+        with contextlib.suppress(OSError):
+            os.unlink(self._rendezvous)
         # OpenMP has bound this thread. Those that read and write the engine's sockets are started by it soon, and
         # would compete with it for its CPU.
         self._cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
+
+    def _distributed_args(self) -> tuple[str, int, int]:
+        method, rank, local_rank = super()._distributed_args()
+        self._rendezvous = method.removeprefix("file://")
+        return method, rank, local_rank
 
     def execute_model(
         self, scheduler_output: SchedulerOutput, non_block: bool = False

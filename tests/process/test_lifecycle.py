@@ -269,6 +269,17 @@ def test_free_under_streams_also_when_its_caller_goes_away(backend: Backend) -> 
     streams.check_unavailable()
 
 
+def test_free_of_an_engine_that_hangs(backend: Backend, scripted: Path) -> None:
+    assert backend.load(model_options(scripted, *PARSERS)).success
+    with Streams(backend) as streams:
+        for process in backend.engine_cores():
+            process.suspend()
+        print(f"Free of an engine that hangs took {free(backend):.1f} s")
+        check_unloaded(backend)
+    # The server stays, so that nothing else would end them.
+    streams.check_unavailable()
+
+
 # Loads that are given up
 
 

@@ -52,21 +52,32 @@ def test_killed_before_it_is_needed(scripted: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "env"),
-    [({"distributed_executor_backend": "mp"}, {"VLLM_CPU_OMP_THREADS_BIND": "0"}), ({"enforce_eager": False}, {})],
-    ids=["threads", "compiled"],
+    ("arguments", "why"),
+    [
+        ({"distributed_executor_backend": "mp"}, "the engine has several"),
+        ({"enforce_eager": False}, "TORCHDYNAMO_DISABLE"),
+    ],
+    ids=["several", "compiled"],
 )
-def test_ends_where_the_engine_wants_another_start(
-    scripted: Path, arguments: dict[str, object], env: dict[str, str]
-) -> None:
-    with Backend(env=env) as backend:
+def test_ends_where_the_engine_wants_another_start(scripted: Path, arguments: dict[str, object], why: str) -> None:
+    with Backend() as backend:
         backend.wait_for_health()
         waiting = spare(backend)
         assert backend.load(model_options(scripted, *PARSERS, EngineArgs=json.dumps(arguments))).success
-        variable = "OMP_NUM_THREADS" if env else "TORCHDYNAMO_DISABLE"
-        assert f"{REFUSED}: " in backend.stderr
-        assert variable in backend.stderr.split(REFUSED)[1].partition("\n")[0]
+        assert f"{REFUSED}: {why}\n" in backend.stderr
         assert not waiting.is_running()
+        assert plain(backend) == line("plain").content
+
+
+def test_waits_through_loads_that_fail(scripted: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{broken")
+    with Backend() as backend:
+        backend.wait_for_health()
+        waiting = spare(backend)
+        assert not backend.load(model_options(tmp_path)).success
+        assert backend.spares() == [waiting]
+        assert backend.load(model_options(scripted, *PARSERS)).success
+        assert backend.engine_cores() == [waiting]
         assert plain(backend) == line("plain").content
 
 

@@ -51,6 +51,7 @@ def test_bfloat16_where_the_cpu_has_units_for_it(machine: dict[str, Any], flag: 
         ({"pipeline_parallel_size": 2}, "distributed_executor_backend"),
         ({"data_parallel_size": 2}, "distributed_executor_backend"),
         ({"nnodes": 2}, "distributed_executor_backend"),
+        ({"kv_transfer_config": {"kv_connector": "a"}}, "distributed_executor_backend"),
     ],
 )
 def test_what_the_user_says_stays(machine: dict[str, Any], given: dict[str, Any], missing: str) -> None:

@@ -53,7 +53,8 @@ def test_chosen_here(quota: float, ranks: int, expected: str) -> None:
 def test_chosen_for_one_process(cores: int, quota: float | None, expected: str) -> None:
     value, why = choose_for_one_process(range(cores), quota)
     assert value == expected
-    assert (f"a quota of {quota:g}" in why) == (quota is not None and quota < cores) if quota else why
+    assert why.startswith(f"{cores} core")
+    assert ("a quota of" in why) == (quota is not None and quota < cores)
 
 
 def test_one_process_stays_at_one_memory_node(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,6 +65,20 @@ def test_one_process_stays_at_one_memory_node(monkeypatch: pytest.MonkeyPatch) -
     assert bind(0) == f"{VARIABLE}=1,3, for 2 cores"
     assert os.environ[VARIABLE] == "1,3"
     assert bind(1) == f"{VARIABLE}=auto, for 4 cores"
+    # All of this machine's nodes are the first one.
+    monkeypatch.setattr(cpu_threads, "_cores", lambda _: [(1, 5), (1, 7)])
+    assert bind(0) == f"{VARIABLE}=5,7, for 2 cores"
+
+
+@pytest.mark.parametrize(
+    "name", ["CPU_VISIBLE_MEMORY_NODES", "VLLM_CPU_SIM_MULTI_NUMA", "VLLM_CPU_NUM_OF_RESERVED_CPU"]
+)
+def test_vllm_chooses_where_the_user_speaks_of_nodes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_threads, "_GIVEN", None)
+    monkeypatch.setattr(cgroup, "processors", lambda: None)
+    monkeypatch.setenv(VARIABLE, "before")
+    monkeypatch.setenv(name, "1")
+    assert bind(0).startswith(f"{VARIABLE}=auto")
 
 
 def test_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

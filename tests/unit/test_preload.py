@@ -37,6 +37,7 @@ def test_one_where_there_is_one(installed: tuple[Path, Path]) -> None:
     [
         ("mine.so", ["libtcmalloc_minimal.so.4", "libiomp5.so"]),
         ("libtcmalloc.so", ["libiomp5.so"]),
+        ("libjemalloc.so", ["libiomp5.so"]),
         ("libgomp.so.1", ["libtcmalloc_minimal.so.4"]),
         ("libomp.so", ["libtcmalloc_minimal.so.4"]),
         ("libtcmalloc_minimal.so.4:libgomp.so.1", []),
@@ -50,6 +51,10 @@ def test_what_the_user_preloads_stays(given: str, added: list[str], installed: t
     assert said
     assert said.startswith(f"{given}:")
     assert [Path(path).name for path in said.removeprefix(f"{given}:").split(":")] == added
+
+
+def test_a_user_who_wants_none(installed: tuple[Path, Path]) -> None:
+    assert libraries({VARIABLE: ""}, installed) is None
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:

@@ -1,20 +1,22 @@
 """What the spare process is started with, and which engines it can become."""
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import torch
 from vllm.config import VllmConfig
+from vllm.utils.system_utils import get_mp_context
+from vllm.v1.engine import utils
 
-from common import cpu_threads, one_process, spare
-
-GOMP = min((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+from common import cgroup, cpu_threads, one_process, orphan_watch, spare
 
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cores, and a user who has said nothing."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(cgroup, "processors", lambda: None)
     monkeypatch.setattr(cpu_threads, "_GIVEN", None)
     monkeypatch.setattr(cpu_threads, "_cores", lambda _: [(0, 0), (0, 1)])
     for name in ("LD_PRELOAD", "OMP_NUM_THREADS", "GOMP_CPU_AFFINITY", "TORCHDYNAMO_DISABLE", cpu_threads.VARIABLE):
@@ -28,18 +30,28 @@ def added() -> dict[str, str] | None:
     return None if expected is None else dict(expected.items() - os.environ.items())
 
 
-def test_with_the_defaults() -> None:
+@pytest.fixture
+def preloaded(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What vLLM itself preloads where the user says nothing."""
+    VllmConfig()
+    found = os.environ["LD_PRELOAD"]
+    assert "libgomp" in found
+    monkeypatch.delenv("LD_PRELOAD")
+    return found
+
+
+def test_with_the_defaults(preloaded: str) -> None:
     assert added() == {
-        "LD_PRELOAD": str(GOMP),
+        "LD_PRELOAD": preloaded,
         "OMP_NUM_THREADS": "2",
         "GOMP_CPU_AFFINITY": "0 1",
         "TORCHDYNAMO_DISABLE": "1",
     }
 
 
-def test_beside_what_the_user_preloads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beside_what_the_user_preloads(preloaded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_PRELOAD", "libtcmalloc.so")
-    assert (added() or {})["LD_PRELOAD"] == f"libtcmalloc.so:{GOMP}"
+    assert (added() or {})["LD_PRELOAD"] == f"libtcmalloc.so:{preloaded}"
     monkeypatch.setenv("LD_PRELOAD", "libtcmalloc.so:libgomp.so.1")
     assert "LD_PRELOAD" not in (added() or {})
 
@@ -92,3 +104,65 @@ def test_which_variables_a_running_process_can_take_over() -> None:
     given = {"HOME": "/a", "OMP_NUM_THREADS": "2", "VLLM_A": "1"}
     assert spare._differences(given, given | {"VLLM_A": "2", "VLLM_B": "1", "LOCAL_WORLD_SIZE": "1"}) == []
     assert spare._differences(given, {"HOME": "/b", "LD_PRELOAD": "x"}) == ["HOME", "LD_PRELOAD", "OMP_NUM_THREADS"]
+
+
+def test_no_second_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "processors", lambda: 1.5)
+    assert added() is None
+
+
+class Started:
+    """In the place of the process."""
+
+    pid = 5
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.ended = False
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
+    """What `start` starts."""
+    monkeypatch.setattr(spare, "_Spare", Started)
+    monkeypatch.setattr(spare, "_spare", None)
+    monkeypatch.setenv(orphan_watch.VARIABLE, "")
+    spare.start()
+    process: Any = spare._spare
+    assert isinstance(process, Started)
+    assert process.environment[orphan_watch.VARIABLE].startswith(f"{os.getpid()} ")
+    yield process
+    assert spare.waiting() is None
+
+
+def test_an_engine_that_it_suits(started: Started) -> None:
+    assert spare.waiting() == started.pid
+    with spare.moving_in(suits=True):
+        assert utils.get_mp_context is spare._Context
+        assert spare._take()  # as the process that vLLM starts does
+    assert utils.get_mp_context is get_mp_context
+    assert not started.ended
+    with spare.moving_in(suits=True):
+        assert utils.get_mp_context is get_mp_context
+
+
+def test_an_engine_of_several_processes(started: Started) -> None:
+    with spare.moving_in(suits=False):
+        assert utils.get_mp_context is get_mp_context
+        assert not started.ended
+    assert started.ended
+
+
+def test_a_load_can_do_without(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_environment: dict[str, str]) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(spare, "_Spare", fail)
+    monkeypatch.setattr(spare, "_spare", None)
+    monkeypatch.setenv(orphan_watch.VARIABLE, "")
+    spare.start()
+    assert "no more processes" in caplog.text
+    assert spare.waiting() is None
