@@ -29,6 +29,7 @@ from tests.process.wire import ENDLESS, calls, chat, check_shape, content, predi
 PATIENCE = 60.0
 MESSAGE_LIMIT = 50 * 2**20
 LINES = [line for line in script() if not line.reasoning]
+_ENDLESS_TOKENS = 1500
 UNREAD = "A sentence of 東京 👋🏽, for tokens and back."
 
 _OPTIONS = (
@@ -139,8 +140,15 @@ async def cancelling(call: Call) -> None:
 
 
 async def disconnecting(call: Call) -> None:
-    """Its TCP connection is cut in the middle of a stream, at some byte."""
-    async with cutter(call.addr, call.generator.randrange(200, 12_000)) as addr, call.connection(addr) as stub:
+    """Its TCP connection is cut in the middle of a stream, at some byte.
+
+    At one that comes before the end also where a server that was stopped sends all tokens in one message: each has one
+    byte at least.
+    """
+    async with (
+        cutter(call.addr, call.generator.randrange(200, _ENDLESS_TOKENS)) as addr,
+        call.connection(addr) as stub,
+    ):
 
         async def read() -> None:
             async for _ in stub.PredictStream(_endless(), timeout=PATIENCE):
@@ -238,7 +246,7 @@ async def tokenizer(call: Call) -> None:
 
 def _endless() -> pb.PredictOptions:
     # Fits into the smallest context that is loaded here.
-    return predict_options(line("long"), **(ENDLESS | {"Tokens": 1500}))
+    return predict_options(line("long"), **(ENDLESS | {"Tokens": _ENDLESS_TOKENS}))
 
 
 @dataclasses.dataclass(frozen=True)
