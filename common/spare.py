@@ -63,7 +63,7 @@ class _Spare:
         # As multiprocessing has them: one tells us of its end and one tells it of ours, with all that it is to run.
         self.sentinel, its_end = os.pipe()
         its_data, self.data = os.pipe()
-        tracker = resource_tracker.getfd() or 0  # it never has none; typeshed does not know
+        tracker = _tracker()
         program = f"from common.spare import main; main({its_calls.fileno()}, {tracker}, {its_data})"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, "--multiprocessing-fork"],
@@ -150,6 +150,23 @@ def main(calls: int, tracker: int, data: int) -> None:
         del os.environ[name]
     os.environ.update(environment)
     spawn.spawn_main(data, tracker_fd=tracker)
+
+
+def _tracker() -> int:
+    """The descriptor of the process by which multiprocessing removes what killed processes leave.
+
+    It is started here, with our stderr, and would warn there of what it finds when we have ended with our last line.
+    """
+    name = "PYTHONWARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "ignore"
+    try:
+        return resource_tracker.getfd() or 0  # it never has none; typeshed does not know
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _refuse(spare: _Spare, why: str) -> None:
