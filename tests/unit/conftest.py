@@ -2,11 +2,13 @@
 
 import os
 import sys
+import types
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
+from backend import slow_import
 from common.vllm_env import prepare_environment
 
 prepare_environment()
@@ -15,6 +17,12 @@ prepare_environment()
 settings.register_profile("unit", deadline=None, derandomize=True, database=None, max_examples=100)
 settings.register_profile("search", deadline=None, database=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "unit"))
+
+
+@pytest.fixture(autouse=True)
+def _no_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server of this room has a process for its first engine, which imports vLLM."""
+    monkeypatch.setattr(slow_import, "spare", types.SimpleNamespace(start=lambda: None))
 
 
 @pytest.fixture(autouse=True)
