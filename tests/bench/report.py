@@ -142,7 +142,8 @@ Figures are medians of the rounds, in parentheses the least and the most; ratios
 figures belong to this machine, ratios do not.
 
 - *in process*: `AsyncLLM` in the process that asks it, the least that generating costs
-- *ours*: `run.sh`, `PredictStream`; *ours, unary*: `Predict`
+- *ours*: `run.sh`, `PredictStream`; *ours, unary*: `Predict`. On a CPU its engine comes as one process, the others'
+  as two, which costs them a core: see [loading.md](../loading.md#an-engine-in-one-process)
 - *vllm serve*: vLLM's OpenAI server over HTTP; *unary*: without `stream`
 - *vllm serve --grpc*: token ids in, token ids out, by smg-grpc-servicer
 
