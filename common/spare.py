@@ -23,8 +23,6 @@ from collections.abc import Iterator, Mapping
 from multiprocessing import context, popen_spawn_posix, reduction, resource_tracker, spawn, util
 from typing import Any
 
-import setproctitle
-
 from common import cgroup, cpu_threads, orphan_watch
 from common.vllm_env import is_for_cpus
 
@@ -114,29 +112,31 @@ def waiting() -> int | None:
 
 @contextlib.contextmanager
 def moving_in(*, suits: bool) -> Iterator[None]:
-    """A context in which vLLM starts its engine's process; a spare that can't become it ends here.
+    """A context in which vLLM starts its engine's process; a load that fails before that leaves the spare waiting.
 
-    `suits` says whether the engine is one process, as the spare is meant for.
+    `suits` says whether the engine is one process, as the spare is meant for; otherwise it ends here.
     """
     from vllm.v1.engine import utils
 
+    if not suits and (spare := _take()):
+        _refuse(spare, "the engine has several processes")
     get_mp_context = utils.get_mp_context
-    if suits and _spare is not None:
+    if _spare is not None:
         utils.get_mp_context = _Context
     try:
         yield
     finally:
         utils.get_mp_context = get_mp_context
-        if spare := _take():
-            _refuse(spare, "the engine has several")
 
 
 def main(calls: int, tracker: int, data: int) -> None:
     """Run in the spare process: import vLLM, wait for the call, and become what multiprocessing has started."""
     orphan_watch.begin()
     resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]  # as `spawn_main` does, too late
-    setproctitle.setproctitle("VLLM::Spare")
     with contextlib.suppress(Exception):  # the engine's own import says what is wrong
+        from setproctitle import setproctitle  # vLLM's
+
+        setproctitle("VLLM::Spare")
         for name in _MODULES:
             importlib.import_module(name)
     with socket.socket(fileno=calls) as connection:

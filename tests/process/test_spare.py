@@ -1,6 +1,8 @@
 """The process that imports vLLM with the server and becomes the first engine's."""
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -42,6 +44,25 @@ def test_becomes_the_first_engine_and_no_other(scripted: Path) -> None:
         assert REFUSED not in backend.stderr
 
 
+def test_threads_where_the_user_says_nothing(scripted: Path) -> None:
+    """Each computes on a core of its own, and those that only talk are free."""
+    cpus = os.sched_getaffinity(0)
+    before = set(Path(tempfile.gettempdir()).glob("vllm_dist_*"))
+    with Backend(env={"VLLM_CPU_OMP_THREADS_BIND": ""}) as backend:
+        backend.wait_for_health()
+        waiting = spare(backend)
+        assert backend.load(model_options(scripted, *PARSERS)).success
+        assert backend.engine_cores() == [waiting]
+        assert plain(backend) == line("plain").content
+        threads = [(each.id, os.sched_getaffinity(each.id)) for each in waiting.threads()]
+        assert len(dict(threads)[waiting.pid]) == 1
+        assert cpus in [where for thread, where in threads if thread != waiting.pid]
+        if len(cpus) < 8:
+            assert {cpu for _, where in threads if len(where) == 1 for cpu in where} == cpus
+        # What ranks meet by: nobody would remove it.
+        assert set(Path(tempfile.gettempdir()).glob("vllm_dist_*")) == before
+
+
 def test_killed_before_it_is_needed(scripted: Path) -> None:
     with Backend() as backend:
         backend.wait_for_health()
@@ -54,7 +75,7 @@ def test_killed_before_it_is_needed(scripted: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ({"distributed_executor_backend": "mp"}, "the engine has several"),
+        ({"distributed_executor_backend": "mp"}, "the engine has several processes"),
         ({"enforce_eager": False}, "TORCHDYNAMO_DISABLE"),
     ],
     ids=["several", "compiled"],

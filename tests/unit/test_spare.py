@@ -152,8 +152,16 @@ def test_an_engine_that_it_suits(started: Started) -> None:
 def test_an_engine_of_several_processes(started: Started) -> None:
     with spare.moving_in(suits=False):
         assert utils.get_mp_context is get_mp_context
-        assert not started.ended
-    assert started.ended
+        assert started.ended
+
+
+def test_a_load_that_fails_before_it_needs_a_process(started: Started) -> None:
+    with pytest.raises(RuntimeError), spare.moving_in(suits=True):
+        raise RuntimeError
+    assert utils.get_mp_context is get_mp_context
+    assert spare.waiting() == started.pid
+    assert not started.ended
+    assert spare._take()
 
 
 def test_a_load_can_do_without(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

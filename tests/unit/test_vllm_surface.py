@@ -29,6 +29,10 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "get_tokenizer",
         "shutdown",
     ),
+    "vllm.v1.engine.output_processor.OutputProcessor": ("propagate_error",),
+    "vllm.v1.engine.utils": ("get_mp_context",),
+    "vllm.v1.executor.uniproc_executor.UniProcExecutor": ("_distributed_args", "_init_executor", "execute_model"),
+    "vllm.utils.ompmultiprocessing.OMPProcessManager": ("configure_omp_envs",),
     "vllm.v1.metrics.stats.IterationStats": ("num_prompt_tokens",),
     "vllm.v1.worker.gpu_worker.Worker": ("get_draft_model", "get_model"),
     "vllm.config.VllmConfig": ("use_v2_model_runner",),
@@ -144,7 +148,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 }
 
 INSTANCE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "vllm.v1.engine.async_llm.AsyncLLM": ("model_config", "renderer", "vllm_config"),
+    "vllm.v1.engine.async_llm.AsyncLLM": ("model_config", "output_processor", "renderer", "vllm_config"),
     "vllm.renderers.base.BaseRenderer": ("_async_tokenizer_decode", "mm_processor", "model_config", "tokenizer"),
     "vllm.renderers.online_renderer.OnlineRenderer": ("parser",),
     "vllm.v1.metrics.stats.IterationStats": ("num_generation_tokens",),
