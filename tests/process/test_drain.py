@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from common.pb import backend_pb2 as pb
+from common.pb import backend_pb2_grpc as pb_grpc
 from tests.models.script import line
 from tests.process.orchestrator import PROBE_SECONDS, STOP_SECONDS, Backend, eventually
 from tests.process.test_lifecycle import Streams, plain
@@ -100,9 +101,11 @@ def test_streams_that_do_not_end_are_ended(scripted: Path) -> None:
 
 def test_a_client_that_does_not_read_is_not_told_that_it_has_cancelled(scripted: Path) -> None:
     """What it does not read stands in the way of its status."""
-    with Backend(env={"BACKEND_DRAIN_SECONDS": "1"}) as backend, backend.connection() as stub:
+    small = [("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0)]
+    with Backend(env={"BACKEND_DRAIN_SECONDS": "3"}) as backend, grpc.insecure_channel(backend.addr, small) as channel:
         backend.wait_for_health()
         assert backend.load(model_options(scripted, *PARSERS)).success
+        stub = pb_grpc.BackendStub(channel)
         answers = [stub.PredictStream(predict_options(line("plain"), **ENDLESS)) for _ in range(STREAMS)]
         for answer in answers:
             next(answer)

@@ -54,11 +54,13 @@ def test_threads_where_the_user_says_nothing(scripted: Path) -> None:
         assert backend.load(model_options(scripted, *PARSERS)).success
         assert backend.engine_cores() == [waiting]
         assert plain(backend) == line("plain").content
-        threads = [(each.id, os.sched_getaffinity(each.id)) for each in waiting.threads()]
-        assert len(dict(threads)[waiting.pid]) == 1
-        assert cpus in [where for thread, where in threads if thread != waiting.pid]
+        main = os.sched_getaffinity(waiting.pid)
+        places = [os.sched_getaffinity(each.id) for each in waiting.threads()]
+        assert len(main) == 1
+        # The watch of the server, which began before OpenMP, and vLLM's two for its sockets at least.
+        assert places.count(cpus) >= 3, places
         if len(cpus) < 8:
-            assert {cpu for _, where in threads if len(where) == 1 for cpu in where} == cpus
+            assert {cpu for place in places if len(place) == 1 for cpu in place} == cpus
         # What ranks meet by: nobody would remove it.
         assert set(Path(tempfile.gettempdir()).glob("vllm_dist_*")) == before
 
