@@ -41,10 +41,7 @@ async def shut_down(
     if not freeing.done():
         await kill(engine_processes())
         await asyncio.wait([freeing], timeout=KILL_SECONDS)
-    # Longer than the process lives: at the end of its own patience gRPC tells a client who reads slowly that it has
-    # cancelled the call itself. The end of the process closes its connection instead, which is UNAVAILABLE.
-    stopping = asyncio.create_task(server.stop(FLUSH_SECONDS * 100))
-    await asyncio.wait([stopping], timeout=FLUSH_SECONDS)
+    await server.stop(FLUSH_SECONDS)
     await kill(engine_processes())
 
 

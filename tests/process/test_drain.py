@@ -10,11 +10,10 @@ import grpc
 import pytest
 
 from common.pb import backend_pb2 as pb
-from common.pb import backend_pb2_grpc as pb_grpc
 from tests.models.script import line
 from tests.process.orchestrator import PROBE_SECONDS, STOP_SECONDS, Backend, eventually
 from tests.process.test_lifecycle import Streams, plain
-from tests.process.wire import ENDLESS, PARSERS, content, model_options, predict_options
+from tests.process.wire import PARSERS, content, model_options, predict_options
 
 STREAMS = 8
 # Longer than the streams take, whatever else the machine does.
@@ -97,23 +96,6 @@ def test_streams_that_do_not_end_are_ended(scripted: Path) -> None:
         streams.check_unavailable()
         assert {details for _, details in streams.ends} == {"the server is shutting down"}
         assert backend.left() == []
-
-
-def test_a_client_that_does_not_read_is_not_told_that_it_has_cancelled(scripted: Path) -> None:
-    """What it does not read stands in the way of its status."""
-    small = [("grpc.http2.lookahead_bytes", 1), ("grpc.http2.bdp_probe", 0)]
-    with Backend(env={"BACKEND_DRAIN_SECONDS": "3"}) as backend, grpc.insecure_channel(backend.addr, small) as channel:
-        backend.wait_for_health()
-        assert backend.load(model_options(scripted, *PARSERS)).success
-        stub = pb_grpc.BackendStub(channel)
-        answers = [stub.PredictStream(predict_options(line("plain"), **ENDLESS)) for _ in range(STREAMS)]
-        for answer in answers:
-            next(answer)
-        assert backend.stop().status == 0
-        for answer in answers:
-            with pytest.raises(grpc.RpcError) as raised:
-                list(answer)
-            assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_engine_that_hangs_is_killed_in_time(scripted: Path) -> None:
