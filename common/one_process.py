@@ -17,6 +17,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.outputs import ModelRunnerOutput
 
 from common.cpu_defaults import ONE_PROCESS
+from common.processes import keep_large_blocks
 
 
 class OneProcess(UniProcExecutor):  # type: ignore[misc]  # vLLM is untyped to us
@@ -26,6 +27,7 @@ class OneProcess(UniProcExecutor):  # type: ignore[misc]  # vLLM is untyped to u
 
     def _init_executor(self) -> None:
         super()._init_executor()
+        keep_large_blocks()  # now that what loading the weights took has been returned
         # Ranks have met by it, and there is only this one. Nobody would remove it where the process is killed.
         with contextlib.suppress(OSError):
             os.unlink(self._rendezvous)
