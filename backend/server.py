@@ -6,7 +6,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from backend import accepting, health
+from backend import accepting, completions, health
 from backend.counters import Counters
 from backend.interceptors import Authentication, Counting, StatusMapping
 from backend.lifecycle import Lifecycle
@@ -39,6 +39,7 @@ def build_server(settings: Settings, lifecycle: Lifecycle, counters: Counters | 
         interceptors.append(Authentication(settings.auth_token))
     interceptors.append(StatusMapping(SERVICE, lifecycle.explained))
     accepting.install()
+    completions.install()
     server = grpc.aio.server(
         interceptors=interceptors,
         options=(
