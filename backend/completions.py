@@ -10,60 +10,50 @@ import contextlib
 import os
 import socket
 import threading
-from unittest import mock
 
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, and not in the stubs
 
 _MOST_BYTES = 1 << 16  # what a pipe holds
 
 
-class _Reading:
-    """The end that the loop reads, where grpc.aio expects a socket."""
+class _End:
+    """One end of a pipe, where grpc.aio expects a socket."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def fileno(self) -> int:
+        """Its number, which the thread writes to."""
         return self._descriptor
 
     def recv(self, _size: int) -> bytes:
-        """All that has been written; how much it is does not matter to grpc.aio."""
+        """All that has been written; what and how much it is does not matter to grpc.aio."""
         return os.read(self._descriptor, _MOST_BYTES)
 
     def setblocking(self, blocking: bool) -> None:
+        """As a socket."""
         os.set_blocking(self._descriptor, blocking)
 
     def close(self) -> None:
-        os.close(self._descriptor)
-
-
-class _Writing:
-    """The end that the thread writes into, by its number."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def setblocking(self, blocking: bool) -> None:
-        os.set_blocking(self._descriptor, blocking)
-
-    def close(self) -> None:
+        """As a socket."""
         os.close(self._descriptor)
 
 
 def install() -> None:
     """Have grpc.aio hear so; call before its first server or channel of the process, for which all share one thread."""
     before = set(threading.enumerate())
-    with mock.patch.object(socket, "socketpair", _pipe):
+    socketpair = socket.socketpair
+    socket.socketpair = _pipe  # type: ignore[assignment]  # as much of a socket as grpc.aio uses
+    try:
         cygrpc.init_grpc_aio()
+    finally:
+        socket.socketpair = socketpair
     for thread in set(threading.enumerate()) - before:
         if thread.native_id is not None:
             with contextlib.suppress(OSError):  # a sandbox may forbid it
                 os.sched_setscheduler(thread.native_id, os.SCHED_BATCH, os.sched_param(0))
 
 
-def _pipe() -> tuple[_Reading, _Writing]:
+def _pipe() -> tuple[_End, _End]:
     reading, writing = os.pipe()
-    return _Reading(reading), _Writing(writing)
+    return _End(reading), _End(writing)
