@@ -1,7 +1,7 @@
 """argv -> Settings -> run. Imports nothing heavy: the port must open before vLLM is imported."""
 
 import asyncio
-import gc
+import functools
 import logging
 import os
 import resource
@@ -22,8 +22,6 @@ logger = logging.getLogger("backend")
 
 # Sixty-four times the connections that the orchestrator has at most.
 MOST_DESCRIPTORS = 65536
-# A step of an engine makes some eight for each stream, which are gone before the next: no work for the collector.
-YOUNG_OBJECTS = 5000
 
 
 def main() -> None:
@@ -61,13 +59,9 @@ def main() -> None:
             from backend import check
 
             leave(*check.run(settings))
-        import uvloop
+        from backend.event_loop import run
 
-        from common.processes import return_large_blocks
-
-        return_large_blocks()
-        gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
-        uvloop.run(serve(settings, parent))
+        run(serve(settings, parent))
     except SettingsError as error:
         leave(2, str(error))
 
@@ -81,23 +75,28 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     """
     from backend import metrics_port
     from backend.counters import Counters
+    from backend.frontends import FrontendProcesses, ask_from_thread
     from backend.lifecycle import Lifecycle
     from backend.parent_watch import watch_parent
-    from backend.server import build_server
+    from backend.server import build_server, credentials
     from backend.shutdown import leave, shut_down
     from backend.sockets import is_local, listen
+    from common.frontends import ALONE
 
     loop = asyncio.get_running_loop()
+    processes = FrontendProcesses(settings) if settings.frontends > 1 else None
+    frontends = processes or ALONE
     lifecycle = Lifecycle(
         shutdown_timeout=settings.shutdown_timeout,
         limits=settings.limits,
         scraped=settings.metrics_addr is not None,
+        frontends=frontends,
     )
     _allow_many_connections()
     metrics = metrics_port.bind(settings.metrics_addr) if settings.metrics_addr else None
     counters = Counters() if metrics else None
     server = build_server(settings, lifecycle, counters)
-    addr = listen(server, settings.addr, _credentials(settings))
+    addr = listen(server, settings.addr, credentials(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stop)
     if settings.parent_watch is not None:
@@ -107,18 +106,33 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
 
         watch_parent(parent, settings.parent_watch, parent_is_gone)
     await server.start()
+    private = None
+    if processes is not None:
+        private = build_server(settings, lifecycle, counters, is_private=True)
+        listen(private, f"unix:{processes.socket}")
+        await private.start()
+        await processes.start(addr, lifecycle)
     logger.info("listening on %s", addr)
     if not settings.checks_clients and not is_local(addr):
         logger.warning(
             "whoever can reach %s can use this server: set LOCALAI_GRPC_AUTH_TOKEN, or --tls-client-ca with TLS", addr
         )
     if metrics and counters:
-        metrics_port.serve_in_background(metrics, counters, lifecycle)
+        others = functools.partial(ask_from_thread, processes, loop) if processes is not None else None
+        metrics_port.serve_in_background(metrics, counters, lifecycle, others)
     lifecycle.import_in_background()
 
     cause = await _stopped(lifecycle, server)
     logger.info("stopping: %s", cause or "asked to")
-    await shut_down(lifecycle, server, drain_seconds=settings.drain_seconds, shutdown_timeout=settings.shutdown_timeout)
+    await shut_down(
+        lifecycle,
+        server,
+        drain_seconds=settings.drain_seconds,
+        shutdown_timeout=settings.shutdown_timeout,
+        frontends=frontends,
+    )
+    if private is not None:
+        await private.stop(0)
     leave(1 if cause else 0, cause)
 
 
@@ -130,14 +144,6 @@ async def _stopped(lifecycle: "Lifecycle", server: "grpc.aio.Server") -> str | N
     if stopped.done():
         return stopped.result()  # `ended` goes on: cancelled, it would take the server's own end with it
     return f"gRPC accepts no more calls: {ended.exception() or 'its server has ended'}"
-
-
-def _credentials(settings: Settings) -> "grpc.ServerCredentials | None":
-    if settings.tls is None:
-        return None
-    from backend.tls import server_credentials
-
-    return server_credentials(settings.tls)
 
 
 def _allow_many_connections() -> None:

@@ -27,6 +27,7 @@ def run(settings: Settings) -> tuple[int, str | None]:
     if settings.metrics_addr:
         metrics_port.bind(settings.metrics_addr).close()
     _row("--metrics-addr", settings.metrics_addr or "not given")
+    _row("--frontends", str(settings.frontends))
     _row("callers need", _needs(settings))
     prepare_environment()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

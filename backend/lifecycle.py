@@ -29,6 +29,7 @@ from common.errors import (
     ModelNotLoaded,
     Unsupported,
 )
+from common.frontends import ALONE, Frontends
 from common.pb import backend_pb2 as pb
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _WATCH_INTERVAL = 0.5
 
 SHUTTING_DOWN = "the server is shutting down"
 # What is the caller's own, whatever becomes of the engine.
-_UNRELATED = (Unsupported, ModelNotLoaded, IdentityMismatch)
+UNRELATED = (Unsupported, ModelNotLoaded, IdentityMismatch)
 
 
 class State(enum.Enum):
@@ -71,6 +72,7 @@ class Lifecycle:
         shutdown_timeout: float,
         limits: Limits = Limits(),  # noqa: B008  # it is frozen
         scraped: bool = False,
+        frontends: Frontends = ALONE,
     ) -> None:
         self._state = State.NO_MODEL
         self._state_listeners: list[Callable[[State], None]] = []
@@ -79,9 +81,11 @@ class Lifecycle:
         self._shutdown_timeout = shutdown_timeout
         self._limits = limits
         self._scraped = scraped
+        self._frontends = frontends
         self._model: Model | None = None
         self._identity = ""
-        self._death: asyncio.Task[str] | None = None
+        self._death: asyncio.Future[str] | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._loads: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[Any]] = set()
@@ -103,6 +107,11 @@ class Lifecycle:
     def on_state(self, listener: Callable[[State], None]) -> None:
         """Call `listener` at every change of the state, in the event loop and before anything follows from it."""
         self._state_listeners.append(listener)
+
+    @property
+    def scheduled_at(self) -> float:
+        """See `Model.scheduled_at`; 0 without one."""
+        return 0.0 if self._model is None else self._model.scheduled_at
 
     @property
     def has_model(self) -> bool:
@@ -136,7 +145,7 @@ class Lifecycle:
 
     async def explained(self, error: Exception) -> Exception:
         """`error` as the caller of an RPC should hear of it: with the cause where the engine died under it."""
-        if isinstance(error, _UNRELATED):
+        if isinstance(error, UNRELATED):
             return error
         if self.state is State.DRAINING and isinstance(error, EngineGone):
             return EngineGone(SHUTTING_DOWN)
@@ -199,6 +208,15 @@ class Lifecycle:
         if not self._stop.done():
             self._stop.set_result(cause)
 
+    def fail(self, cause: str) -> None:
+        """End the process for `cause`, though its engine may live: with it, at once; requests in flight hear why."""
+        if self._death is None and self.state is not State.DRAINING:
+            self._death = asyncio.get_running_loop().create_future()
+            self._death.set_result(cause)
+            self.state = State.FAILED
+            self._telling = asyncio.create_task(self._frontends.engine_died())
+        self.stop(cause, hurry=True)
+
     async def stopped(self) -> str | None:
         """Wait for `stop`, or for the death of the engine; returns the cause."""
         watch = asyncio.create_task(self._watch())
@@ -220,10 +238,16 @@ class Lifecycle:
     async def idle(self, timeout: float) -> None:
         """Wait until no request is in flight, at most `timeout` seconds, and no longer than there is no hurry."""
         hurry = asyncio.create_task(self.hurried())
+        others = asyncio.create_task(self._frontends.idle())
+        await asyncio.sleep(0)
         deadline = time.monotonic() + timeout
-        while self._requests and not hurry.done() and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait([hurry, *self._requests], timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        while (busy := [*self._requests, *([] if others.done() else [others])]) and not hurry.done():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            await asyncio.wait([hurry, *busy], timeout=left, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
+        others.cancel()
 
     async def _load_in_turn(self, options: pb.ModelOptions) -> None:
         async with self._turn:
@@ -235,6 +259,9 @@ class Lifecycle:
                 self.load_clock = None
                 if self.state is State.LOADING:
                     self.state = State.READY if self._model else State.NO_MODEL
+            if self.state is State.READY:
+                # So far they have passed on to this process what was for the model.
+                await to_its_end(self._frontends.open(self._identity))
 
     async def _load(self, options: pb.ModelOptions) -> None:
         if self._model is None:
@@ -251,7 +278,7 @@ class Lifecycle:
         await self._close_model()
         logger.info("load: %s with %s", plan.model, {k: v for k, v in plan.engine_args.items() if k != "hf_token"})
         try:
-            self._model = await module.Model.load(plan, clock)
+            self._model = await module.Model.load(plan, clock, self._frontends)
         except (InvalidRequest, LoadFailed) as error:
             logger.warning("load failed after %.1f s: %s", clock.seconds, error)
             raise
@@ -293,6 +320,7 @@ class Lifecycle:
         self.state = State.FAILED
 
         async def report() -> str:
+            self._telling = asyncio.create_task(self._frontends.engine_died())
             cause = f"the engine died: {await model.cause_of_death()}"
             self.stop(cause)
             return cause

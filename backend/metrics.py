@@ -9,7 +9,7 @@ import logging
 import socket
 import socketserver
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -21,6 +21,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from backend import merging
 from backend.counters import Counters, Histogram
 from backend.lifecycle import State
 from common.processes import memory_by_process
@@ -42,22 +43,26 @@ class Loaded(Protocol):
     def loaded_at(self) -> float | None:
         """`time.monotonic()` of the moment that the model was ready."""
 
+    @property
+    def scheduled_at(self) -> float:
+        """As `EngineStatistics.scheduled_at`."""
+
 
 class Ours:
     """A collector of everything with the prefix `backend_`."""
 
-    def __init__(self, counters: Counters, lifecycle: Loaded) -> None:
+    def __init__(self, counters: Callable[[], Counters], lifecycle: Loaded) -> None:
         self._counters = counters
         self._lifecycle = lifecycle
 
     def collect(self) -> Iterator[Metric]:
         """See `prometheus_client.registry.Collector`."""
-        yield from self._rpcs()
-        yield from self._requests()
+        counters = self._counters()
+        yield from self._rpcs(counters)
+        yield from self._requests(counters)
         yield from self._process()
 
-    def _rpcs(self) -> Iterator[Metric]:
-        counters = self._counters
+    def _rpcs(self, counters: Counters) -> Iterator[Metric]:
         # Ends are read before starts, so that there are never more of them.
         seconds, ended = dict(counters.rpc_seconds), dict(counters.finished)
         begun = dict(counters.started)
@@ -74,8 +79,7 @@ class Ours:
             took.add_metric([method], *_buckets(histogram))
         yield from (started, finished, flying, took)
 
-    def _requests(self) -> Iterator[Metric]:
-        counters = self._counters
+    def _requests(self, counters: Counters) -> Iterator[Metric]:
         yield _histogram(
             "backend_first_token_seconds", "From a stream's request to its first token.", counters.first_token
         )
@@ -104,12 +108,36 @@ class Ours:
         yield memory
 
 
-def registry(counters: Counters, lifecycle: Loaded) -> CollectorRegistry:
-    """Ours, and what the process-wide registry has: vLLM's `vllm:*`, and `process_*` and `python_*`."""
+def registry(
+    counters: Counters, lifecycle: Loaded, others: Callable[[], list[bytes]] | None = None
+) -> CollectorRegistry:
+    """Ours, and what the process-wide registry has: vLLM's `vllm:*`, and `process_*` and `python_*`.
+
+    With `others`, ours and vLLM's are those of this process and of all whose pickled `merging.Snapshot` it gives.
+    """
     everything = CollectorRegistry(support_collectors_without_names=True)
-    everything.register(Ours(counters, lifecycle))
-    everything.register(REGISTRY)
+    if others is None:
+        everything.register(Ours(lambda: counters, lifecycle))
+        everything.register(REGISTRY)
+    else:
+        everything.register(_All(counters, lifecycle, others))
     return everything
+
+
+class _All:
+    """Asks the others once per scrape."""
+
+    def __init__(self, counters: Counters, lifecycle: Loaded, others: Callable[[], list[bytes]]) -> None:
+        self._counters = counters
+        self._lifecycle = lifecycle
+        self._others = others
+
+    def collect(self) -> Iterator[Metric]:
+        """See `prometheus_client.registry.Collector`."""
+        others = merging.read(self._others())
+        counters = merging.total([self._counters, *(each.counters for each in others)])
+        yield from Ours(lambda: counters, self._lifecycle).collect()
+        yield from merging.collected(self._lifecycle.scheduled_at, others)
 
 
 class MetricsServer(socketserver.ThreadingMixIn, WSGIServer):
@@ -138,9 +166,14 @@ class _Handler(WSGIRequestHandler):
         """Say nothing: scrapes come every few seconds."""
 
 
-def serve(listening: socket.socket, counters: Counters, lifecycle: Loaded) -> None:
-    """Answer scrapes on `listening` until the process ends."""
-    MetricsServer(listening, make_wsgi_app(registry(counters, lifecycle))).serve_forever()
+def serve(
+    listening: socket.socket,
+    counters: Counters,
+    lifecycle: Loaded,
+    others: Callable[[], list[bytes]] | None = None,
+) -> None:
+    """Answer scrapes on `listening` until the process ends; `others` as for `registry`."""
+    MetricsServer(listening, make_wsgi_app(registry(counters, lifecycle, others))).serve_forever()
 
 
 def _histogram(name: str, text: str, histogram: Histogram) -> Metric:

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Callable
 
 from backend.counters import Counters
 from backend.lifecycle import Lifecycle
@@ -41,14 +42,19 @@ def address_of(listening: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def serve_in_background(listening: socket.socket, counters: Counters, lifecycle: Lifecycle) -> None:
-    """Answer scrapes in a thread, which never holds up the process's exit."""
+def serve_in_background(
+    listening: socket.socket,
+    counters: Counters,
+    lifecycle: Lifecycle,
+    others: Callable[[], list[bytes]] | None = None,
+) -> None:
+    """Answer scrapes in a thread, which never holds up the process's exit; with `others`, as `metrics.serve`."""
 
     def serve() -> None:
         try:
             from backend import metrics
 
-            metrics.serve(listening, counters, lifecycle)
+            metrics.serve(listening, counters, lifecycle, others)
         except BaseException:  # the server serves without it
             logger.exception("metrics can't be served")
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from backend import private_folder
 from backend.settings import PARENT_WATCH
 from common.processes import engine_processes
 
@@ -49,6 +50,7 @@ def _die(cause: str) -> None:
     )
     words.start()
     words.join(0.5)
+    private_folder.remove()
     os._exit(1)
 
 

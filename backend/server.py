@@ -24,27 +24,40 @@ PING_TIMEOUT_MS = 20_000
 SERVICE = pb.DESCRIPTOR.services_by_name["Backend"].full_name
 
 
-def build_server(settings: Settings, lifecycle: Lifecycle, counters: Counters | None = None) -> grpc.aio.Server:
+def build_server(
+    settings: Settings,
+    lifecycle: Lifecycle,
+    counters: Counters | None = None,
+    forwarding: grpc.aio.ServerInterceptor | None = None,
+    *,
+    is_private: bool = False,
+) -> grpc.aio.Server:
     """The server with all its services, not yet listening; it counts into `counters`, where there are any.
+
+    `forwarding` answers what another process is to answer. A server that `is_private` is asked by such processes alone,
+    which have counted the RPC and looked at its token.
 
     Raises:
         SettingsError: channelz is asked for and not installed.
 
     """
     interceptors: list[grpc.aio.ServerInterceptor] = []
-    if counters is not None:
+    if counters is not None and not is_private:
         # The outermost, so that the refused are counted too.
         interceptors.append(Counting(pb.DESCRIPTOR.services_by_name["Backend"], counters))
-    if settings.auth_token:
+    if settings.auth_token and not is_private:
         interceptors.append(Authentication(settings.auth_token))
+    if forwarding is not None:
+        interceptors.append(forwarding)
     interceptors.append(StatusMapping(SERVICE, lifecycle.explained))
     accepting.install()
     completions.install()
     server = grpc.aio.server(
         interceptors=interceptors,
         options=(
-            # Two servers on one port would each get half of the calls; a bind that fails is heard of.
-            ("grpc.so_reuseport", 0),
+            # Two servers on one port would each get half of the calls; a bind that fails is heard of. With several
+            # frontends that is what is wanted, and the port is tried before.
+            ("grpc.so_reuseport", int(settings.frontends > 1)),
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             # One limit: between gRPC's own two (8 and 16 KiB) it refuses by chance.
@@ -72,6 +85,20 @@ def build_server(settings: Settings, lifecycle: Lifecycle, counters: Counters | 
         services.append(_add_channelz(server))
     reflection.enable_server_reflection(services, server)
     return server
+
+
+def credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    """What its port needs; None without TLS.
+
+    Raises:
+        SettingsError: a TLS file can't be used.
+
+    """
+    if settings.tls is None:
+        return None
+    from backend.tls import server_credentials
+
+    return server_credentials(settings.tls)
 
 
 def import_channelz() -> tuple[Any, Any]:

@@ -15,6 +15,8 @@ from common.admission import Limits
 MIB = 1024 * 1024
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
+# Each takes some 600 MB, and one engine's own process has no work for more.
+MOST_FRONTENDS = 64
 _EPILOG = """\
 environment without a flag:
   LOCALAI_GRPC_AUTH_TOKEN                      when set, every RPC needs "authorization: Bearer TOKEN"
@@ -64,6 +66,8 @@ class Settings:
     """Seconds the engine then gets to shut down before its processes are killed."""
     limits: Limits = dataclasses.field(default_factory=Limits)
     """How many requests and prompt tokens are admitted."""
+    frontends: int = 1
+    """Processes that serve the port, this one included, over one engine."""
     parent_watch: float | None = 2.0
     """Seconds between two looks at whether the parent process is still there; None: nobody looks."""
     metrics_addr: str | None = None
@@ -140,6 +144,11 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         variable = f"BACKEND_MAX_{name.replace('-', '_').upper()}"
         parser.add_argument(f"--max-{name}", default=environ.get(variable) or None, help=f"{what}; {variable}")
     parser.add_argument(
+        "--frontends",
+        default=environ.get("BACKEND_FRONTENDS", "1"),
+        help="processes that serve the port, over one engine (default 1; BACKEND_FRONTENDS)",
+    )
+    parser.add_argument(
         "--log-format",
         default=environ.get("BACKEND_LOG_FORMAT", "text"),
         help="text, or json for one object per line (default text; BACKEND_LOG_FORMAT)",
@@ -188,7 +197,12 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     if log_format not in LOG_FORMATS:
         msg = f"--log-format {flags.log_format}: use one of {', '.join(LOG_FORMATS)}"
         raise SettingsError(msg)
+    frontends = int(_number("--frontends", flags.frontends, 1, MOST_FRONTENDS, whole=True))
+    if frontends > 1 and flags.addr is not None and flags.addr.startswith("unix:"):
+        msg = f"--frontends {frontends}: needs HOST:PORT; several processes can't listen on {flags.addr}"
+        raise SettingsError(msg)
     return Settings(
+        frontends=frontends,
         addr="" if flags.addr is None else _address(flags.addr),
         max_message_mib=int(_number("--max-message-mib", flags.max_message_mib, 1, 2047, whole=True)),
         log_level=log_level,

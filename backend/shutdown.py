@@ -13,7 +13,9 @@ from typing import NoReturn
 
 import grpc
 
+from backend import private_folder
 from backend.lifecycle import Lifecycle
+from common.frontends import ALONE, Frontends
 from common.processes import engine_processes, kill
 
 logger = logging.getLogger(__name__)
@@ -25,7 +27,12 @@ FLUSH_SECONDS = 0.5
 
 
 async def shut_down(
-    lifecycle: Lifecycle, server: grpc.aio.Server, *, drain_seconds: float, shutdown_timeout: float
+    lifecycle: Lifecycle,
+    server: grpc.aio.Server,
+    *,
+    drain_seconds: float,
+    shutdown_timeout: float,
+    frontends: Frontends = ALONE,
 ) -> None:
     """Refuse what is new, wait for what is in flight, end the engine and its processes, then the server.
 
@@ -41,7 +48,7 @@ async def shut_down(
     if not freeing.done():
         await kill(engine_processes())
         await asyncio.wait([freeing], timeout=KILL_SECONDS)
-    await server.stop(FLUSH_SECONDS)
+    await asyncio.gather(server.stop(FLUSH_SECONDS), frontends.stop(FLUSH_SECONDS))
     await kill(engine_processes())
 
 
@@ -53,5 +60,6 @@ def leave(status: int, message: str | None) -> NoReturn:
             sys.stderr.write(f"backend: {' '.join(message.split())}\n")
         sys.stderr.flush()
         sys.stdout.flush()
+    private_folder.remove()
     # Threads inside vLLM's import or start would hold up a normal exit.
     os._exit(status)

@@ -14,16 +14,17 @@ from common.vllm_env import prepare_environment
 logger = logging.getLogger(__name__)
 
 
-def import_in_thread(name: str, imported: asyncio.Future[Any]) -> None:
+def import_in_thread(name: str, imported: asyncio.Future[Any], *, with_spare: bool = True) -> None:
     """Import the module `name`, which imports vLLM, in a thread that never holds up the process's exit.
 
-    A process for the first engine does the same meanwhile, see `common.spare`. Call in the main thread.
+    `with_spare`, a process for the first engine does the same meanwhile, see `common.spare`. Call in the main thread.
     `imported` gets the module, or LoadFailed with what kept it from being imported.
     """
     loop = imported.get_loop()
 
     prepare_environment()
-    spare.start()
+    if with_spare:
+        spare.start()
 
     def run() -> None:
         started = time.monotonic()

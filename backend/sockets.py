@@ -16,8 +16,10 @@ MOST_PATH_BYTES = 107  # unix(7)
 _PRIVATE = 0o177
 
 
-def listen(server: grpc.aio.Server, addr: str, credentials: grpc.ServerCredentials | None = None) -> str:
-    """Bind `addr` (as `Settings.addr`) and return it with the port that was taken.
+def listen(
+    server: grpc.aio.Server, addr: str, credentials: grpc.ServerCredentials | None = None, *, is_shared: bool = False
+) -> str:
+    """Bind `addr` (as `Settings.addr`) and return it with the port that was taken; `is_shared`: by us already.
 
     A `unix:` socket has mode 0600; gRPC removes its file when the server stops. Call while no other thread makes files.
 
@@ -25,7 +27,8 @@ def listen(server: grpc.aio.Server, addr: str, credentials: grpc.ServerCredentia
         SettingsError: with the system's reason, which gRPC's own error lacks.
 
     """
-    check_bindable(addr)
+    if not is_shared:
+        check_bindable(addr)
     umask = os.umask(_PRIVATE)
     try:
         port = server.add_insecure_port(addr) if credentials is None else server.add_secure_port(addr, credentials)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import psutil
 from vllm import envs
+from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -24,10 +25,12 @@ from common.engine_args import LoadPlan
 from common.engine_config import compile_nothing, configure, say_what_is_used, watch_links
 from common.engine_log import EngineLog, StageClock, root_cause
 from common.errors import InvalidRequest, LoadFailed
+from common.frontends import ALONE, Frontends
 from common.parsers import ParserChoice
 from common.processes import adopt_orphans, engine_processes, give_memory_back, kill, leave_ray
 from common.rank_watch import RankWatch, with_ranks
 from common.ranks import Ranks, built
+from common.sharing import Admitted, Place, Shared, arguments
 from common.statistics import EngineStatistics, Throughput, Unscraped
 from common.wording import first_problem
 
@@ -56,16 +59,26 @@ class Engine:
         parsers: what its answers are parsed with, proved against its tokenizer.
         abilities: what the model does; known once the engine runs.
         statistics: what it counts of itself; outlives the engine.
+        shared: what other processes need to be its clients, too; None where it has this one only.
 
     """
 
     abilities: Abilities
     statistics: EngineStatistics
+    _farewell = "engine stopped"
 
     def __init__(
-        self, llm: AsyncLLM, parsers: ParserChoice, processes: list[psutil.Process], log: EngineLog, *, traced: bool
+        self,
+        llm: AsyncLLM,
+        parsers: ParserChoice,
+        processes: list[psutil.Process],
+        log: EngineLog | None,
+        *,
+        traced: bool,
+        shared: Shared | None = None,
     ) -> None:
         self.llm = llm
+        self.shared = shared
         self._traced = traced
         self.parsers = parsers
         self._processes = processes
@@ -74,6 +87,10 @@ class Engine:
         self._handler_failure: str | None = None
         self._loss: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._rank_watch: RankWatch | None = None
+        stats = llm.admission_stats
+        self._admitted: Admitted | None = None if stats is None else stats._counters
+        if self._admitted is not None:
+            self._admitted.watch(llm)
         logging.getLogger(AsyncLLM.__module__).addFilter(self._notice_handler)
 
     @property
@@ -95,7 +112,7 @@ class Engine:
         while True:
             if self._handler_failure is not None and all(process.is_running() for process in self._processes):
                 return self._handler_failure
-            if cause := root_cause(self._log.lines(seconds=_LAST_WORDS_AGE)):
+            if self._log is not None and (cause := root_cause(self._log.lines(seconds=_LAST_WORDS_AGE))):
                 return cause
             if time.monotonic() > deadline:
                 break
@@ -113,6 +130,10 @@ class Engine:
         if self._stopping or self.llm.errored:
             return
         self._loss.set_result(what)
+        self.lose()
+
+    def lose(self) -> None:
+        """End the requests in flight: the engine's processes are gone, or as good as."""
         self.llm.engine_core.resources.engine_dead = True
         self.llm.engine_core.outputs_queue.put_nowait(EngineDeadError())
 
@@ -147,8 +168,8 @@ class Engine:
         return not self._stopping
 
     @classmethod
-    async def start(cls, plan: LoadPlan, clock: StageClock) -> "Engine":
-        """Build the engine off the event loop; takes seconds to minutes.
+    async def start(cls, plan: LoadPlan, clock: StageClock, frontends: Frontends = ALONE) -> "Engine":
+        """Build the engine off the event loop, with room for as many clients; takes seconds to minutes.
 
         Cancelling kills the processes started so far and returns once none is left.
 
@@ -166,10 +187,10 @@ class Engine:
         def enter(stage: str) -> None:
             loop.call_soon_threadsafe(clock.enter, stage)
 
-        throughput = None if plan.engine_args.get("disable_log_stats") else Throughput()
+        throughput = None if plan.engine_args.get("disable_log_stats") else Throughput(shared=frontends.count > 1)
         ranks = Ranks()
 
-        def build() -> tuple[AsyncLLM, ParserChoice]:
+        def build() -> tuple[AsyncLLM, ParserChoice, Shared | None]:
             config, parsers = configure(plan)
             compile_nothing(config.model_config.enforce_eager)
             if current_platform.is_cpu():
@@ -187,19 +208,13 @@ class Engine:
                 one_process.thread_settings(config) if one_process.is_used(config) else contextlib.nullcontext(),
                 spare.moving_in(suits=one_process.is_used(config)),
             ):
-                llm = AsyncLLM.from_vllm_config(
-                    config,
-                    usage_context=UsageContext.ENGINE_CONTEXT,
-                    enable_log_requests=bool(plan.engine_args.get("enable_log_requests")),
-                    disable_log_stats=throughput is None,
-                    stat_loggers=_stat_loggers(throughput, is_scraped=plan.scraped),
-                )
-            return llm, parsers
+                llm, sharing = _built(plan, config, throughput, frontends)
+            return llm, parsers, sharing
 
         with EngineLog(enter) as log:
             building = asyncio.ensure_future(asyncio.to_thread(build))
             try:
-                llm, parsers = await built(building, ranks, clock, plan.rank_timeout)
+                llm, parsers, sharing = await built(building, ranks, clock, plan.rank_timeout)
             except (asyncio.CancelledError, LoadFailed):
                 await to_its_end(_abandon(building))
                 raise
@@ -211,7 +226,7 @@ class Engine:
                 unregister_vllm_metrics()
                 lines = await asyncio.to_thread(log.lines, _LAST_WORDS_SECONDS)
                 raise LoadFailed(_load_failure(error, lines, ranks)) from error
-        engine = cls(llm, parsers, engine_processes(), log, traced=plan.traces_endpoint is not None)
+        engine = cls(llm, parsers, engine_processes(), log, traced=plan.traces_endpoint is not None, shared=sharing)
         try:
             engine._watch_ranks()
             # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
@@ -256,11 +271,37 @@ class Engine:
         envs.disable_envs_cache()
         # Else a scrape would find the numbers of an engine that is gone.
         unregister_vllm_metrics()
+        if self._admitted is not None:
+            self._admitted.close()
         del self.llm, llm
         # Collected now: __del__ would shut down once more, at a time of its own choosing.
         await asyncio.to_thread(give_memory_back)
         logging.getLogger(AsyncLLM.__module__).removeFilter(self._notice_handler)
-        logger.info("engine stopped in %.1f s", time.monotonic() - started)
+        logger.info("%s in %.1f s", self._farewell, time.monotonic() - started)
+
+
+def _built(
+    plan: LoadPlan, config: VllmConfig, throughput: Throughput | None, frontends: Frontends
+) -> tuple[AsyncLLM, Shared | None]:
+    """An engine that runs, with its client in this process."""
+    if frontends.count == 1:
+        return client(plan, config, throughput), None
+    shared = Shared.launch(config, frontends, log_stats=throughput is not None)
+    llm = client(plan, config, throughput, shared.places[0])
+    shared.adopt(llm)
+    return llm, shared
+
+
+def client(plan: LoadPlan, config: VllmConfig, throughput: Throughput | None, place: Place | None = None) -> AsyncLLM:
+    """vLLM's client of the engine that runs at `place`; without one, of an engine that it starts. Blocks."""
+    return AsyncLLM.from_vllm_config(
+        config,
+        usage_context=UsageContext.ENGINE_CONTEXT,
+        enable_log_requests=bool(plan.engine_args.get("enable_log_requests")),
+        disable_log_stats=throughput is None,
+        stat_loggers=_stat_loggers(throughput, is_scraped=plan.scraped),
+        **(arguments(place, Admitted(place)) if place is not None else {}),
+    )
 
 
 def _stat_loggers(throughput: Throughput | None, *, is_scraped: bool) -> list[Any] | None:
@@ -270,13 +311,13 @@ def _stat_loggers(throughput: Throughput | None, *, is_scraped: bool) -> list[An
     return [throughput.logger] if is_scraped else [throughput.logger, Unscraped]
 
 
-async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice]]") -> None:
+async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice, Shared | None]]") -> None:
     """End a load that nobody waits for: vLLM gives up when its processes die, and an engine that came up is shut."""
     while not building.done():
         await kill(_processes_of_the_load())
         await asyncio.wait([building], timeout=_KILL_INTERVAL)
     with contextlib.suppress(Exception):
-        llm, _ = building.result()
+        llm, *_ = building.result()
         await asyncio.to_thread(llm.shutdown, 0)
         del llm
     unregister_vllm_metrics()

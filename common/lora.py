@@ -104,6 +104,7 @@ class Adapters:
     """The adapters of a running engine."""
 
     def __init__(self, plan: AdapterPlan) -> None:
+        self._plan = plan
         self._default = plan.default
         self._scaled: tempfile.TemporaryDirectory[str] | None = None
         self._requests = {
@@ -141,6 +142,15 @@ class Adapters:
             allowed = ", ".join([*self._requests, f"{NONE} for the base model"])
             raise InvalidRequest(REQUEST_FIELD, f"no adapter {name!r} is loaded; use {allowed}")
         return self._requests[name]
+
+    @property
+    def as_loaded(self) -> AdapterPlan:
+        """The plan for another client of this engine: the same adapters, out of the folders that it has them from."""
+        adapters = [
+            dataclasses.replace(adapter, path=self._requests[adapter.name].lora_path, scale=1.0)
+            for adapter in self._plan.adapters
+        ]
+        return dataclasses.replace(self._plan, adapters=tuple(adapters))
 
     def close(self) -> None:
         """Remove what was written for the engine, which has ended."""

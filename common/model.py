@@ -5,17 +5,19 @@ Importing this module imports vLLM, which takes seconds; the process does so onl
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 from collections.abc import AsyncGenerator
 from typing import TypeVar
 
-from common import gguf, reply, tokens
+from common import gguf, joined, reply, tokens
 from common.concurrency import to_its_end
 from common.embedding import Embedder
 from common.engine import Engine
 from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
 from common.errors import EngineGone
+from common.frontends import ALONE, Frontends, Tokens
 from common.generation import Run
 from common.generator import Generator
 from common.lora import Adapters
@@ -45,8 +47,9 @@ class Model:
 
     """
 
-    def __init__(self, engine: Engine, plan: LoadPlan) -> None:
+    def __init__(self, engine: Engine, plan: LoadPlan, frontends: Frontends = ALONE) -> None:
         leave_answers_out()
+        self._frontends = frontends
         self.plan = plan
         self.traced = plan.traces_endpoint is not None
         self._engine = engine
@@ -61,25 +64,50 @@ class Model:
         self._statistics = engine.statistics
 
     @classmethod
-    async def load(cls, plan: LoadPlan, clock: StageClock) -> "Model":
-        """Start an engine, with the parsers asked for or those that the model shows it needs.
+    async def load(cls, plan: LoadPlan, clock: StageClock, frontends: Frontends = ALONE) -> "Model":
+        """Start an engine, with the parsers asked for or those that the model shows it needs, and attach `frontends`.
 
         Raises:
             InvalidRequest: an argument that vLLM refuses, or a parser that doesn't exist or doesn't fit.
             LoadFailed: the root cause, where a GGUF file could not be converted, the engine did not come up, or an
-                adapter doesn't fit.
+                adapter doesn't fit, or a frontend could not be attached.
 
         """
         async with gguf.in_place(plan.gguf, clock):
-            engine = await Engine.start(plan, clock)
+            engine = await Engine.start(plan, clock, frontends)
         try:
             clock.enter("preparing parsers and templates")
             # vLLM imports the model's class where it ranks, and looks for files of it: seconds.
-            model = await to_its_end(asyncio.to_thread(cls, engine, plan))
+            model = await to_its_end(asyncio.to_thread(cls, engine, plan, frontends))
             await asyncio.to_thread(model.warm_up)
             if plan.adapters.adapters:
                 clock.enter("loading LoRA adapters")
                 await model._adapters.load(engine.llm)
+            if engine.shared is not None:
+                clock.enter("attaching the other frontends")
+                plan = dataclasses.replace(plan, adapters=model._adapters.as_loaded)
+                await frontends.attach(joined.seats(engine.shared, plan, engine.parsers))
+            await asyncio.to_thread(give_memory_back)
+        except BaseException:
+            await to_its_end(frontends.detach())
+            await to_its_end(engine.stop(timeout=0))
+            raise
+        return model
+
+    @classmethod
+    async def join(cls, seat: bytes) -> "Model":
+        """The model at an engine that another process has started, which has handed over this `seat`.
+
+        Cancelling it takes effect between two steps of a second or so each.
+
+        Raises:
+            Exception: whatever vLLM's client or the model's parts did not come up for.
+
+        """
+        engine, plan = await joined.join(seat)
+        try:
+            model = await to_its_end(asyncio.to_thread(cls, engine, plan))
+            await asyncio.to_thread(model.warm_up)
             await asyncio.to_thread(give_memory_back)
         except BaseException:
             await to_its_end(engine.stop(timeout=0))
@@ -163,7 +191,20 @@ class Model:
 
     async def metrics(self) -> pb.MetricsResponse:
         """Tokens and rates, as the engine counts them."""
-        return self._statistics.metrics()
+        return self._statistics.metrics(await self._frontends.tokens())
+
+    def tokens(self) -> Tokens | None:
+        """What this process's requests have had; None where the engine keeps no statistics."""
+        return self._statistics.tokens()
+
+    @property
+    def scheduled_at(self) -> float:
+        """See `EngineStatistics.scheduled_at`."""
+        return self._statistics.scheduled_at
+
+    def lose(self) -> None:
+        """End the requests in flight as the engine's death does."""
+        self._engine.lose()
 
     async def metadata(self, options: pb.ModelOptions) -> pb.ModelMetadataResponse:
         """What the model understands and writes besides text."""
@@ -177,6 +218,7 @@ class Model:
         """Abort what runs, stop the engine, wait for its processes; those left after `timeout` seconds are killed."""
         if self._transcriber is not None:
             self._transcriber.close()
+        await self._frontends.detach()
         # They hold vLLM's objects, which are to be collected when the engine stops.
         self._generator = self._scorer = self._embedder = self._ranker = None
         self._token_classifier = self._transcriber = None

@@ -19,21 +19,34 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
 
+# Children that are no engine's, by the name that they go by.
+_apart: dict[str, psutil.Process] = {}
+
+
+def set_apart(name: str, pid: int) -> None:
+    """Count the child `pid` and what it starts as no engine's process."""
+    _apart[name] = psutil.Process(pid)
+
+
 def engine_processes() -> list[psutil.Process]:
     """The processes that vLLM has started under ours; Python's resource tracker is not among them."""
     try:
         children = psutil.Process().children(recursive=True)
     except psutil.Error:
         return []
-    return [child for child in children if not _is_resource_tracker(child)]
+    others = {process for child in _apart.values() for process in _with_children(child)}
+    return [child for child in children if child not in others and not _is_resource_tracker(child)]
 
 
 def memory_by_process() -> dict[str, int]:
-    """Resident bytes of this process (`server`) and of each engine process, by name and id.
+    """Resident bytes of this process (`server`), those set apart, and of each engine process, by name and id.
 
     Shared pages are counted in each; proportional sizes would take the kernel longer to compute than callers wait.
     """
     sizes = {"server": psutil.Process().memory_info().rss}
+    for name, process in _apart.items():
+        with contextlib.suppress(psutil.Error):
+            sizes[f"{name} {process.pid}"] = process.memory_info().rss
     for process in engine_processes():
         with contextlib.suppress(psutil.Error):
             title = (process.cmdline() or [process.name()])[0].removeprefix("VLLM::")
@@ -110,6 +123,13 @@ async def kill(processes: list[psutil.Process]) -> None:
             process.kill()
     if alive:
         await asyncio.to_thread(_reap, alive)
+
+
+def _with_children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return [process]
 
 
 def _reap(killed: list[psutil.Process]) -> None:

@@ -4,13 +4,14 @@ import asyncio
 import collections
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerBase
 
 from common.errors import Unsupported
+from common.frontends import Tokens
 from common.pb import backend_pb2 as pb
 from common.worker_memory import EXTENSION, METHOD
 
@@ -26,8 +27,11 @@ _INT32_MAX = 2**31 - 1
 class Throughput:
     """Tokens of all requests since the engine started, and how many came lately."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, shared: bool = False) -> None:
         self._clock = clock
+        self._shared = shared
+        self.scheduled_at = 0.0
+        """When the scheduler was last heard of, where the engine is `shared` with other clients."""
         self._lately: collections.deque[tuple[float, int]] = collections.deque()
         self.prompt_tokens = 0
         """Tokens of prompts that are through their prefill, those out of the prefix cache included."""
@@ -56,7 +60,7 @@ class Throughput:
 
     def logger(self, _vllm_config: Any, _engine_index: int = 0) -> StatLoggerBase:
         """What vLLM reports each step of an engine to; called once for each data-parallel rank."""
-        return _StepLogger(self)
+        return _SharedStepLogger(self) if self._shared else _StepLogger(self)
 
 
 class Unscraped(PrometheusStatLogger):  # type: ignore[misc]  # vLLM is untyped to us
@@ -78,23 +82,37 @@ class EngineStatistics:
         self._throughput = throughput
         self._memory: dict[str, int] = {}
 
-    def metrics(self) -> pb.MetricsResponse:
-        """GetMetrics.
+    def metrics(self, others: Sequence[Tokens] = ()) -> pb.MetricsResponse:
+        """GetMetrics, with what other processes have had of the same engine.
 
         Raises:
             Unsupported: the model is loaded without statistics.
 
         """
-        if self._throughput is None:
+        own = self.tokens()
+        if own is None:
             raise Unsupported(
                 "GetMetrics needs the engine's statistics; load the model with DisableLogStatus (disable_log_stats)"
                 " unset"
             )
+        all_of_them = [own, *others]
         return pb.MetricsResponse(
-            tokens_per_second=self._throughput.per_second(),
-            tokens_generated=min(self._throughput.completion_tokens, _INT32_MAX),
-            prompt_tokens_processed=min(self._throughput.prompt_tokens, _INT32_MAX),
+            tokens_per_second=sum(tokens.per_second for tokens in all_of_them),
+            tokens_generated=min(sum(tokens.completion for tokens in all_of_them), _INT32_MAX),
+            prompt_tokens_processed=min(sum(tokens.prompt for tokens in all_of_them), _INT32_MAX),
         )
+
+    def tokens(self) -> Tokens | None:
+        """What the requests of this process have had; None where the engine keeps no statistics."""
+        throughput = self._throughput
+        if throughput is None:
+            return None
+        return Tokens(throughput.prompt_tokens, throughput.completion_tokens, throughput.per_second())
+
+    @property
+    def scheduled_at(self) -> float:
+        """`time.monotonic()` when this client last heard of the scheduler, which tells one of its clients; 0: never."""
+        return 0.0 if self._throughput is None else self._throughput.scheduled_at
 
     def memory(self) -> dict[str, int]:
         """Bytes by what the workers hold them for; empty where they could not tell."""
@@ -132,3 +150,13 @@ class _StepLogger(StatLoggerBase):  # type: ignore[misc]  # vLLM is untyped to u
 
     def log_engine_initialized(self) -> None:
         """Nothing to say."""
+
+
+class _SharedStepLogger(_StepLogger):
+    def record(
+        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+    ) -> None:
+        """As `_StepLogger`, and when it was."""
+        if scheduler_stats is not None:
+            self._throughput.scheduled_at = time.monotonic()
+        super().record(scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)

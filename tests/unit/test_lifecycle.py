@@ -47,7 +47,7 @@ class FakeModel:
         return "ValueError: gone"
 
     @classmethod
-    async def load(cls, plan: Plan, clock: Any) -> "FakeModel":
+    async def load(cls, plan: Plan, clock: Any, _frontends: Any) -> "FakeModel":
         clock.enter("loading weights")
         cls.events.append(f"load {plan.model}")
         cls.alive += 1

@@ -76,6 +76,13 @@ def test_unknown_flags_and_abbreviations_are_refused(argv: list[str], capsys: py
     assert argv[0] in capsys.readouterr().err
 
 
+def test_several_frontends_need_a_port() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(["--addr", "unix:/run/b.sock", "--frontends", "2"], {})
+    assert str(caught.value) == "--frontends 2: needs HOST:PORT; several processes can't listen on unix:/run/b.sock"
+    assert parse_settings(["--addr", "unix:/run/b.sock", "--frontends", "1"], {}).frontends == 1
+
+
 def test_defaults() -> None:
     assert parse_settings(ADDR, {}) == Settings(
         addr="127.0.0.1:0", max_message_mib=50, log_level="info", shutdown_timeout=6.0, auth_token=None
@@ -86,6 +93,7 @@ def test_defaults() -> None:
     ("flag", "variable", "field", "values"),
     [
         ("--max-message-mib", "BACKEND_MAX_MESSAGE_MIB", "max_message_mib", {"7": 7, "2047": 2047, "1": 1}),
+        ("--frontends", "BACKEND_FRONTENDS", "frontends", {"1": 1, "2": 2, "64": 64}),
         ("--log-level", "BACKEND_LOG_LEVEL", "log_level", {"DEBUG": "debug", "Warning": "warning"}),
         ("--log-format", "BACKEND_LOG_FORMAT", "log_format", {"json": "json", "JSON": "json"}),
         (
@@ -127,6 +135,10 @@ def test_flag_before_environment_before_default(
         (f"--max-{name}", f"BACKEND_MAX_{name.replace('-', '_').upper()}", text, "a whole number from")
         for name in ("running-requests", "waiting-requests", "waiting-tokens")
         for text in ("-1", "1.5", "many")
+    ]
+    + [
+        ("--frontends", "BACKEND_FRONTENDS", text, "a whole number from 1 to 64")
+        for text in ("", "0", "65", "2.0", "all")
     ]
     + [("--log-level", "BACKEND_LOG_LEVEL", text, ", ".join(LOG_LEVELS)) for text in ("", "loud", "10", "critical")]
     + [("--log-format", "BACKEND_LOG_FORMAT", text, ", ".join(LOG_FORMATS)) for text in ("", "xml", "text,json")],

@@ -37,7 +37,7 @@ class Straw:
         self.dead = self.traced = False
 
     @classmethod
-    async def load(cls, plan: Any, clock: Any) -> "Straw":
+    async def load(cls, plan: Any, clock: Any, _frontends: Any) -> "Straw":
         clock.enter("loading weights")
         cls.loading.set()
         if plan.model == "slow":

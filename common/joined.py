@@ -1,0 +1,78 @@
+"""A further client of an engine that another process of ours has started: what it is handed, and its life."""
+
+import asyncio
+import contextlib
+import dataclasses
+import pickle
+from typing import Any
+
+from vllm import envs
+from vllm.plugins import load_general_plugins
+
+from common import tracing
+from common.abilities import Abilities
+from common.concurrency import to_its_end
+from common.engine import Engine, client
+from common.engine_args import LoadPlan
+from common.parsers import ParserChoice
+from common.sharing import Place, Shared
+from common.statistics import EngineStatistics, Throughput
+
+
+@dataclasses.dataclass(frozen=True)
+class Seat:
+    """All that another process needs to be the client at `place`; `config` is a pickled `VllmConfig`."""
+
+    plan: LoadPlan
+    parsers: ParserChoice
+    place: Place
+    config: bytes
+
+
+def seats(shared: Shared, plan: LoadPlan, parsers: ParserChoice) -> list[bytes]:
+    """A pickled `Seat` for each further client of an engine: who reads one must have imported vLLM."""
+    return [pickle.dumps(Seat(plan, parsers, place, shared.config)) for place in shared.places[1:]]
+
+
+class Joined(Engine):
+    """As `Engine`, but that its processes belong to somebody else, who also knows what they died of."""
+
+    _farewell = "left the engine"
+
+    async def cause_of_death(self) -> str:
+        """What went wrong in this process, if anything did."""
+        return self._handler_failure or "it stopped answering"
+
+    async def stop(self, timeout: float) -> None:
+        """End what runs with finish reason "abort", and leave the engine, which goes on."""
+        states = self.llm.output_processor
+        if not self.errored and (ids := [*states.parent_requests, *states.request_states]):
+            with contextlib.suppress(Exception):  # it died meanwhile, and the rest is told so
+                await self.llm.abort(ids, internal=True)
+        await super().stop(timeout)
+
+
+async def join(data: bytes) -> tuple[Joined, LoadPlan]:
+    """Become the client at a `Seat`; the engine must be up."""
+    seat: Seat = await asyncio.to_thread(pickle.loads, data)
+    throughput = None if seat.plan.engine_args.get("disable_log_stats") else Throughput(shared=True)
+
+    def build() -> Any:
+        load_general_plugins()
+        config = pickle.loads(seat.config)  # noqa: S301  # from the process that has started us
+        config.parallel_config._api_process_rank = seat.place.index
+        with tracing.sending_to(seat.plan.traces_endpoint):
+            return client(seat.plan, config, throughput, seat.place)
+
+    llm = await to_its_end(asyncio.to_thread(build))
+    engine = Joined(llm, seat.parsers, [], None, traced=seat.plan.traces_endpoint is not None)
+    try:
+        # Starts the task that reads the engine's socket, too.
+        tasks = await llm.get_supported_tasks()
+    except BaseException:
+        await to_its_end(engine.stop(timeout=0))
+        raise
+    engine.statistics = EngineStatistics(throughput)
+    envs.enable_envs_cache()
+    engine.abilities = Abilities.of(tasks, llm.model_config)
+    return engine, seat.plan
