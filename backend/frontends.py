@@ -43,6 +43,7 @@ class _Frontend:
     process: "subprocess.Popen[bytes]"
     peer: Peer
     snapshot: bytes | None = None
+    killed_for: str | None = None
 
     def __str__(self) -> str:
         return f"frontend {self.number} (process {self.process.pid})"
@@ -160,13 +161,11 @@ class FrontendProcesses:
             async with asyncio.timeout(seconds):
                 await frontend.peer.ask(name, *arguments)
         except TimeoutError:
-            logger.error("%s does not answer (%s): it is killed", frontend, name)  # noqa: TRY400  # no bug of ours
-            frontend.process.kill()
+            self._kill(frontend, f"did not answer within {_ANSWER_SECONDS:g} s ({name})")
         except PeerGone:
             pass  # `_follow` knows what that means
         except PeerError as error:
-            logger.error("%s: %s failed: %s", frontend, name, error)  # noqa: TRY400  # the traceback is not here
-            frontend.process.kill()
+            self._kill(frontend, f"failed ({name}): {error}")
 
     async def _follow(self, frontend: _Frontend, lifecycle: Lifecycle) -> None:
         await frontend.peer.run()
@@ -174,9 +173,16 @@ class FrontendProcesses:
         status = await asyncio.to_thread(frontend.process.wait)
         if self._ending:
             return
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        how = frontend.killed_for or (
+            f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        )
         # vLLM's engine can't take a client back.
         lifecycle.fail(f"{frontend} {how}")
+
+    def _kill(self, frontend: _Frontend, why: str) -> None:
+        """End one that would be in the way of the others; `_follow` ends the rest."""
+        frontend.killed_for = why
+        frontend.process.kill()
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
