@@ -147,6 +147,7 @@ class FrontendProcesses:
                     await frontend.peer.ask("stop", grace)
             frontend.process.kill()
             await asyncio.to_thread(frontend.process.wait)
+            frontend.peer.close()
 
         await asyncio.gather(*map(stop, self._all))
 
@@ -168,8 +169,12 @@ class FrontendProcesses:
             self._kill(frontend, f"failed ({name}): {error}")
 
     async def _follow(self, frontend: _Frontend, lifecycle: Lifecycle) -> None:
-        await frontend.peer.run()
+        running = asyncio.create_task(frontend.peer.run())
+        ended = asyncio.create_task(_end_of(frontend.process.pid))
+        await asyncio.wait([running, ended], return_when=asyncio.FIRST_COMPLETED)
         frontend.process.kill()  # one that only closed its end serves no more, either
+        running.cancel()
+        await ended
         status = await asyncio.to_thread(frontend.process.wait)
         if self._ending:
             return
@@ -201,6 +206,19 @@ def _spawn(start: Start) -> "tuple[subprocess.Popen[bytes], socket.socket]":
     set_apart(f"frontend {start.number}", process.pid)
     send_first(ours, start)
     return process, ours
+
+
+async def _end_of(pid: int) -> None:
+    """Wait for the end of a child that nobody has waited for yet."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    descriptor = os.pidfd_open(pid)
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 async def _explain(lifecycle: Lifecycle, number: int, *, gone: bool, dead: str | None) -> str | None:

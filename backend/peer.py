@@ -58,6 +58,7 @@ class Peer:
             pass
         finally:
             self._is_gone = True
+            self.close()
             for future in self._asked.values():
                 if not future.done():
                     future.set_exception(PeerGone("the other process is gone"))

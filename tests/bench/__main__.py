@@ -36,7 +36,9 @@ def main() -> int:
     with Player() as player:
         for fleet in dict.fromkeys(cell.fleet for cell in cells):
             systems = [
-                system for system in plan.systems(fleet, player) if given.system is None or system.name in given.system
+                system
+                for system in plan.systems(fleet, player)
+                if (system.name in given.system if given.system else not system.on_demand)
             ]
             with running(systems):
                 for cell in (cell for cell in cells if cell.fleet == fleet):

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.bench.asks import EMBED, PLAIN, REASONING, TOOLS, Fleet
 from tests.bench.figures import MIB, UNARY, Cell
-from tests.bench.servers import Ours, VllmGrpc, VllmHttp
+from tests.bench.servers import Frontends, Ours, VllmGrpc, VllmHttp
 from tests.bench.systems import InProcess, Player, System
 from tests.models import ensure
 
@@ -84,6 +84,7 @@ def systems(name: str, player: Player) -> list[System]:
     # One core for those who serve, and whoever asks them.
     threads = max((os.cpu_count() or 2) - 1, 1)
     found: list[System] = [Ours(fleet, threads, player), InProcess(fleet, threads), VllmHttp(fleet, threads, player)]
+    found += [Frontends(fleet, threads, player, count) for count in (2, 3)]
     return [*found, VllmGrpc(fleet, threads, player)] if described.grpc else found
 
 

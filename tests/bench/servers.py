@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+import psutil
 
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
-from tests.bench.asks import EMBED, TOOL, TOOLS, Ask, prompt_ids
-from tests.bench.systems import LOAD_SECONDS, REPOSITORY, Server
+from tests.bench.asks import EMBED, TOOL, TOOLS, Ask, Fleet, prompt_ids
+from tests.bench.systems import LOAD_SECONDS, REPOSITORY, Player, Server, seconds
 
 
 class Ours(Server):
@@ -64,6 +65,31 @@ class Ours(Server):
 
 
 _OURS = {True: "PredictStream", False: "Predict"}
+
+
+class Frontends(Ours):
+    """`run.sh --frontends N`; measured only where it is asked for by its name."""
+
+    on_demand = True
+
+    def __init__(self, fleet: Fleet, threads: int, player: Player, count: int) -> None:
+        super().__init__(fleet, threads, player)
+        self.name = f"ours, {count} frontends"
+        self._count = count
+
+    def argv(self) -> list[str]:
+        return [*super().argv(), "--frontends", str(self._count)]
+
+    def cpu(self) -> float:
+        return sum(seconds(pid) for pid in (self.pid, *self._others()))
+
+    def memory(self) -> tuple[int, int]:
+        serving = [psutil.Process(pid).memory_info().rss for pid in (self.pid, *self._others())]
+        return sum(serving), super().memory()[1]
+
+    def _others(self) -> list[int]:
+        children = psutil.Process(self.pid).children()
+        return [child.pid for child in children if child.cmdline()[:1][0].startswith("backend: frontend")]
 
 
 class VllmHttp(Server):

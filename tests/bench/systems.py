@@ -87,6 +87,8 @@ class System(ABC):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGTERM)
 
+    on_demand = False
+    """Whether it is measured only where it is named."""
     speaks = False
     """Whether it answers on stdout."""
 
@@ -108,8 +110,7 @@ class System(ABC):
 
     def cpu(self) -> float:
         """Seconds of processor time that the serving process has taken in all its threads, without its children."""
-        # clock_getcpuclockid(3): of a process, by its id.
-        return time.clock_gettime((~self.pid << 3) | 2)
+        return seconds(self.pid)
 
     def memory(self) -> tuple[int, int]:
         """Resident bytes of the serving process, and of it with all its children."""
@@ -146,6 +147,12 @@ class System(ABC):
                 log = self._stderr.read()[-4000:].decode(errors="replace")
                 raise RuntimeError(f"{self.name} did not become ready:\n{log}")
             time.sleep(_LOAD_POLL_SECONDS)
+
+
+def seconds(pid: int) -> float:
+    """Of processor time that the process has taken."""
+    # clock_getcpuclockid(3): of a process, by its id.
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 class InProcess(System):
