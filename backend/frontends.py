@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # What opening, closing and leaving an engine may take a frontend; then it counts as hanging.
 _ANSWER_SECONDS = 3.0
+# The same for one that is just becoming a client: vLLM reads a model's tokenizer and processor in one go.
+_ATTACH_SECONDS = 60.0
 # The same for numbers, which nobody waits longer for.
 _NUMBERS_SECONDS = 1.0
 # How long a frontend's own trouble with the engine may come before this process notices the engine's death.
@@ -44,6 +46,7 @@ class _Frontend:
     peer: Peer
     snapshot: bytes | None = None
     killed_for: str | None = None
+    is_attaching: bool = False
 
     def __str__(self) -> str:
         return f"frontend {self.number} (process {self.process.pid})"
@@ -91,10 +94,12 @@ class FrontendProcesses:
         """See `Frontends`, as all here that says no more."""
 
         async def attach(frontend: _Frontend, seat: bytes) -> None:
+            frontend.is_attaching = True
             try:
                 await frontend.peer.ask("attach", seat)
             except PeerError as error:
                 raise LoadFailed(f"{frontend} could not become a client of the engine: {error}") from error
+            frontend.is_attaching = False
 
         await asyncio.gather(*(attach(*pair) for pair in zip(self._all, seats, strict=True)))
 
@@ -108,7 +113,12 @@ class FrontendProcesses:
 
     async def detach(self) -> None:
         """See `Frontends`."""
-        await self._ask_all("detach")
+
+        async def detach(frontend: _Frontend) -> None:
+            await self._ask(frontend, _ATTACH_SECONDS if frontend.is_attaching else _ANSWER_SECONDS, "detach")
+            frontend.is_attaching = False
+
+        await asyncio.gather(*map(detach, self._all))
 
     async def engine_died(self) -> None:
         """See `Frontends`."""
@@ -162,7 +172,7 @@ class FrontendProcesses:
             async with asyncio.timeout(seconds):
                 await frontend.peer.ask(name, *arguments)
         except TimeoutError:
-            self._kill(frontend, f"did not answer within {_ANSWER_SECONDS:g} s ({name})")
+            self._kill(frontend, f"did not answer within {seconds:g} s ({name})")
         except PeerGone:
             pass  # `_follow` knows what that means
         except PeerError as error:

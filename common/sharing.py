@@ -125,12 +125,12 @@ class Shared:
         name = f"{frontends.folder}/{uuid.uuid4().hex[:8]}"
         inputs = [f"ipc://{name}i{index}" for index in range(count)]
         outputs = [f"ipc://{name}o{index}" for index in range(count)]
-        Path(name).write_bytes(bytes(SharedAdmissionStats.num_counters(count) * SharedAdmissionStats.COUNTER_BYTES))
         executor = Executor.get_class(config)
         # The clients bind what the engine connects to, also when that comes first.
         with launch_core_engines(config, executor, log_stats, EngineZmqAddresses(inputs, outputs)) as launch:
             pass
         parallel._api_process_rank = 0
+        Path(name).write_bytes(bytes(SharedAdmissionStats.num_counters(count) * SharedAdmissionStats.COUNTER_BYTES))
         stats = launch.coordinator.get_stats_publish_address() if launch.coordinator else None
         places = [
             Place(

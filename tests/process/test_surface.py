@@ -66,6 +66,7 @@ def test_check(tmp_path: Path, scripted: Path) -> None:
     rows = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert rows["can serve"].strip() == "yes"
     assert rows["callers need"].strip() == "nothing"
+    assert rows["--frontends"].strip() == "1"
     assert "hermes" in rows["parsers"]
     assert not any(tmp_path.iterdir())
 
