@@ -153,7 +153,7 @@ class Frontend:
         from backend import merging
 
         scheduled_at = 0.0 if self._model is None else self._model.scheduled_at
-        counters = self._counters or Counters()
+        counters = merging.total([] if self._counters is None else [self._counters])  # a copy that stands still
         return await asyncio.to_thread(lambda: pickle.dumps(merging.snapshot(counters, scheduled_at)))
 
 

@@ -145,6 +145,10 @@ class FrontendProcesses:
                     frontend.snapshot = await frontend.peer.ask("snapshot")
 
         await asyncio.gather(*map(snapshot, self._all))
+        return self.last_snapshots()
+
+    def last_snapshots(self) -> list[bytes]:
+        """What each said last, of those that ever did."""
         return [frontend.snapshot for frontend in self._all if frontend.snapshot is not None]
 
     async def stop(self, grace: float) -> None:
@@ -251,10 +255,10 @@ async def _explain(lifecycle: Lifecycle, number: int, *, gone: bool, dead: str |
 
 
 def ask_from_thread(frontends: FrontendProcesses, loop: asyncio.AbstractEventLoop) -> list[bytes]:
-    """`snapshots`, for a thread other than the event loop's; none where the loop does not get round to it."""
+    """`snapshots`, for a thread other than the event loop's; the last ones where the loop does not get round to it."""
     future = asyncio.run_coroutine_threadsafe(frontends.snapshots(), loop)
     try:
         return future.result(2 * _NUMBERS_SECONDS)
     except (TimeoutError, RuntimeError):
         future.cancel()
-        return []
+        return frontends.last_snapshots()

@@ -415,6 +415,19 @@ def test_a_frontend_dies_and_the_server_ends_with_it(two: Frontends) -> None:
     assert two.backend.left() == []
 
 
+@pytest.mark.parametrize("moment", ["no model", "loading"])
+def test_a_frontend_dies_before_there_is_a_model(scripted: Path, moment: str) -> None:
+    with running(3) as frontends, contextlib.ExitStack() as stack:
+        victim = frontends.pids()[-1]
+        if moment == "loading":
+            stack.enter_context(loading(frontends.backend, model_options(scripted, *PARSERS)))
+        frontends.backend.processes()
+        psutil.Process(victim).kill()
+        assert frontends.backend.wait_for_exit(DEATH_SECONDS) > 0
+        assert frontends.backend.last_stderr_line == f"backend: frontend 3 (process {victim}) was killed by SIGKILL"
+        assert frontends.backend.left() == []
+
+
 def test_the_main_process_is_killed_and_nothing_is_left(two: Frontends) -> None:
     with EachStreams(two) as streams:
         two.backend.processes()
