@@ -1,5 +1,6 @@
 """The folder with the sockets that only processes of this server use; gone with it, however it ends itself."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ def make() -> str:
         msg = f"no folder can be made in {tempfile.gettempdir()}: {error.strerror}"
         raise SettingsError(msg) from error
     _folder = folder
+    atexit.register(remove)
     if len(os.fsencode(folder)) + _LONGEST_NAME > MOST_PATH_BYTES:
         remove()
         msg = f"TMPDIR {tempfile.gettempdir()}: is too long; a socket's path has at most {MOST_PATH_BYTES} bytes"

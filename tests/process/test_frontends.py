@@ -1,6 +1,7 @@
 """Several serving processes on one port over one engine: whoever is asked, the server behaves as one."""
 
 import contextlib
+import json
 import signal
 import threading
 import time
@@ -549,6 +550,18 @@ def test_one_frontend_is_as_ever() -> None:
         assert [name(process) for process in backend.engine_processes()] == []
         with Backend(addr=backend.addr) as other:
             assert other.wait_for_exit(STOP_SECONDS) == 2
+
+
+def test_data_parallel_ranks_behind_all(scripted: Path) -> None:
+    with running(2) as frontends:
+        options = model_options(scripted, *PARSERS, EngineArgs=json.dumps({"data_parallel_size": 2}))
+        result = frontends.backend.load(options)
+        assert result.success, result.message
+        assert len(frontends.backend.engine_cores()) == 2
+        with frontends.each() as stubs:
+            for stub in stubs.values():
+                assert [predict(stub) for _ in range(3)] == [line("plain").content] * 3
+        assert (total(frontends.metrics, "vllm:request_success_total") or 0) == 6
 
 
 def test_adapters_of_all(scripted: Path) -> None:
