@@ -75,7 +75,6 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     """
     from backend import metrics_port
     from backend.counters import Counters
-    from backend.frontends import FrontendProcesses, ask_from_thread
     from backend.lifecycle import Lifecycle
     from backend.parent_watch import watch_parent
     from backend.server import build_server, credentials
@@ -84,7 +83,11 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     from common.frontends import ALONE
 
     loop = asyncio.get_running_loop()
-    processes = FrontendProcesses(settings) if settings.frontends > 1 else None
+    processes = None
+    if settings.frontends > 1:
+        from backend.frontends import FrontendProcesses
+
+        processes = FrontendProcesses(settings)
     frontends = processes or ALONE
     lifecycle = Lifecycle(
         shutdown_timeout=settings.shutdown_timeout,
@@ -118,7 +121,7 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
             "whoever can reach %s can use this server: set LOCALAI_GRPC_AUTH_TOKEN, or --tls-client-ca with TLS", addr
         )
     if metrics and counters:
-        others = functools.partial(ask_from_thread, processes, loop) if processes is not None else None
+        others = functools.partial(processes.snapshots_in_thread, loop) if processes is not None else None
         metrics_port.serve_in_background(metrics, counters, lifecycle, others)
     lifecycle.import_in_background()
 

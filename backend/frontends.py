@@ -151,6 +151,15 @@ class FrontendProcesses:
         """What each said last, of those that ever did."""
         return [frontend.snapshot for frontend in self._all if frontend.snapshot is not None]
 
+    def snapshots_in_thread(self, loop: asyncio.AbstractEventLoop) -> list[bytes]:
+        """`snapshots`, for another thread than that of `loop`; the last ones where that is too busy."""
+        future = asyncio.run_coroutine_threadsafe(self.snapshots(), loop)
+        try:
+            return future.result(2 * _NUMBERS_SECONDS)
+        except (TimeoutError, RuntimeError):
+            future.cancel()
+            return self.last_snapshots()
+
     async def stop(self, grace: float) -> None:
         """See `Frontends`."""
         self._ending = True
@@ -252,13 +261,3 @@ async def _explain(lifecycle: Lifecycle, number: int, *, gone: bool, dead: str |
         lifecycle.fail(f"frontend {number}: {dead}")
         return str(await lifecycle.explained(error))
     return None
-
-
-def ask_from_thread(frontends: FrontendProcesses, loop: asyncio.AbstractEventLoop) -> list[bytes]:
-    """`snapshots`, for a thread other than the event loop's; the last ones where the loop does not get round to it."""
-    future = asyncio.run_coroutine_threadsafe(frontends.snapshots(), loop)
-    try:
-        return future.result(2 * _NUMBERS_SECONDS)
-    except (TimeoutError, RuntimeError):
-        future.cancel()
-        return frontends.last_snapshots()
