@@ -446,7 +446,8 @@ def test_a_frontend_that_hangs_ends_the_server_when_it_matters(two: Frontends) -
     assert two.backend.wait_for_exit(DEATH_SECONDS) > 0
     last = two.backend.last_stderr_line
     assert last == f"backend: frontend 2 (process {victim}) did not answer within 3 s (detach)"
-    assert two.backend.left() == []
+    # Python's own tracker ends after the server, for a moment without the name that it is known by.
+    eventually(lambda: two.backend.left() == [], 2, "nothing is left")
 
 
 @contextlib.contextmanager
