@@ -15,6 +15,8 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, and n
 
 _MOST_BYTES = 1 << 16  # what a pipe holds
 
+_installed = False
+
 
 class _End:
     """One end of a pipe, where grpc.aio expects a socket."""
@@ -41,6 +43,10 @@ class _End:
 
 def install() -> None:
     """Have grpc.aio hear so; call before its first server or channel of the process, for which all share one thread."""
+    global _installed  # noqa: PLW0603  # as grpc.aio's own state
+    if _installed:
+        return
+    _installed = True
     before = set(threading.enumerate())
     socketpair = socket.socketpair
     socket.socketpair = _pipe  # type: ignore[assignment]  # as much of a socket as grpc.aio uses

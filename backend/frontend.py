@@ -189,12 +189,14 @@ def main(descriptor: int) -> NoReturn:
 
 async def serve(start: Start, connection: socket.socket) -> None:
     """Serve until the main process says so, or is gone."""
+    from backend import completions
     from backend.forwarding import Forwarding, connect
     from backend.server import SERVICE, build_server, credentials
     from backend.shutdown import leave
     from backend.slow_import import import_in_thread
     from backend.sockets import listen
 
+    completions.install()  # before the channel
     settings = start.settings
     counters = Counters() if settings.metrics_addr else None
     frontend = Frontend(counters)
