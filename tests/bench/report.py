@@ -34,11 +34,12 @@ def table(measured: Measured) -> str:
 
 def judgement(found: Sequence[Verdict]) -> str:
     """The promises as Markdown."""
-    lines = ["| promise | measured | limit | |", "|---|---:|---:|---|"]
+    lines = ["| promise | measured | limit | | hoped for |", "|---|---:|---:|---|---:|"]
     for verdict in found:
         sign = "≥" if verdict.at_least else "≤"
         holds = "holds" if verdict.holds else "**does not hold**"
-        lines.append(f"| {verdict.promise} | {verdict.value:.3f} | {sign} {verdict.limit:.3f} | {holds} |")
+        aim = "" if verdict.aim is None else f"{sign} {verdict.aim:.3f}"
+        lines.append(f"| {verdict.promise} | {verdict.value:.3f} | {sign} {verdict.limit:.3f} | {holds} | {aim} |")
     return "\n".join([*lines, ""])
 
 

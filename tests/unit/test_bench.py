@@ -105,7 +105,7 @@ def test_promises_hold_of_an_equal() -> None:
     [
         ({"tokens_per_s": 94}, "ours", "tokens/s of ours to in process"),
         ({"tokens_per_s": 96}, "unary", "tokens/s of ours, unary"),
-        ({"cpu": 155}, "ours", "CPU per token to in process"),
+        ({"cpu": 301}, "ours", "CPU per token to in process"),
         ({"slowest_rate": 19}, "ours", "messages/s"),
         ({"gap_most": 151}, "ours", "longest wait"),
     ],
