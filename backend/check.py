@@ -2,7 +2,7 @@
 
 import os
 
-from backend import metrics_port
+from backend import metrics_port, private_folder
 from backend.server import import_channelz
 from backend.settings import Settings, versions
 from backend.sockets import check_bindable
@@ -14,8 +14,8 @@ def run(settings: Settings) -> tuple[int, str | None]:
     """Print a row for each finding; the exit status (0: can serve, 1: can't) and the reason.
 
     Raises:
-        SettingsError: an address can't be listened on, a TLS file can't be used, or channelz is asked for and not
-            installed.
+        SettingsError: an address can't be listened on, a TLS file or the temporary folder can't be used, or channelz
+            is asked for and not installed.
 
     """
     if settings.channelz:
@@ -27,6 +27,9 @@ def run(settings: Settings) -> tuple[int, str | None]:
     if settings.metrics_addr:
         metrics_port.bind(settings.metrics_addr).close()
     _row("--metrics-addr", settings.metrics_addr or "not given")
+    if settings.frontends > 1:
+        private_folder.make()
+        private_folder.remove()
     _row("--frontends", str(settings.frontends))
     _row("callers need", _needs(settings))
     prepare_environment()

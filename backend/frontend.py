@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 # How soon it is noticed that this process's client of the engine has failed, when no request tells.
 _WATCH_INTERVAL = 0.5
 # vLLM's client waits so long for the engine to greet it, which is up already.
-_READY_SECONDS = "20"
+_READY_SECONDS = "10"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Frontend:
         """Tell the main process when this one's client of the engine has failed."""
         while True:
             await asyncio.sleep(_WATCH_INTERVAL)
-            if self._model is not None and self._model.dead:
+            if self._is_open and self._model is not None and self._model.dead:
                 await self.explained(EngineGone("the engine is gone"))
 
     # What the main process asks, see `common.frontends.Frontends`.
@@ -141,6 +141,8 @@ class Frontend:
     async def engine_died(self) -> None:
         """Serve none any more, and end those in flight."""
         self._is_open = False
+        if self._attaching is not None:
+            self._attaching.cancel()
         if self._model is not None:
             self._model.lose()
 
@@ -152,7 +154,7 @@ class Frontend:
         """A pickled `backend.merging.Snapshot`."""
         from backend import merging
 
-        scheduled_at = 0.0 if self._model is None else self._model.scheduled_at
+        scheduled_at = {} if self._model is None else self._model.scheduled_at
         counters = merging.total([] if self._counters is None else [self._counters])  # a copy that stands still
         return await asyncio.to_thread(lambda: pickle.dumps(merging.snapshot(counters, scheduled_at)))
 
@@ -177,7 +179,7 @@ def main(descriptor: int) -> NoReturn:
         setproctitle(f"backend: frontend {start.number}")
     configure_logging(start.settings.log_level, start.settings.log_format)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    os.environ.setdefault("VLLM_ENGINE_READY_TIMEOUT_S", _READY_SECONDS)
+    os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = _READY_SECONDS
     from backend.event_loop import run
 
     try:

@@ -24,10 +24,19 @@ from common.processes import set_apart
 
 logger = logging.getLogger(__name__)
 
-# What opening, closing and leaving an engine may take a frontend; then it counts as hanging.
+# What opening and closing may take a frontend; then it counts as hanging.
 _ANSWER_SECONDS = 3.0
-# The same for one that is just becoming a client: vLLM reads a model's tokenizer and processor in one go.
-_ATTACH_SECONDS = 60.0
+# The same for leaving an engine: what it held is collected.
+_DETACH_SECONDS = 10.0
+# The same for becoming a client, for which vLLM may still be on its way in; and for leaving half-way: a model's
+# tokenizer and processor are read in one go.
+_ATTACH_SECONDS = 120.0
+_HALF_WAY_SECONDS = 60.0
+# How often each is asked whether it is there, and what an answer may take: importing vLLM stops a process for seconds.
+_PULSE_SECONDS = 5.0
+_PULSE_ANSWER_SECONDS = 30.0
+# What has come while this process itself was stopped is read within this time.
+_READ_SECONDS = 0.5
 # The same for numbers, which nobody waits longer for.
 _NUMBERS_SECONDS = 1.0
 # How long a frontend's own trouble with the engine may come before this process notices the engine's death.
@@ -45,6 +54,7 @@ class _Frontend:
     process: "subprocess.Popen[bytes]"
     peer: Peer
     snapshot: bytes | None = None
+    tokens: Tokens | None = None
     killed_for: str | None = None
     is_attaching: bool = False
 
@@ -88,6 +98,7 @@ class FrontendProcesses:
             frontend = _Frontend(number, process, peer)
             self._all.append(frontend)
             self._keep(self._follow(frontend, lifecycle))
+            self._keep(self._feel(frontend))
         logger.info("%d frontends serve %s: processes %s", self.count, addr, ", ".join(map(str, self._pids())))
 
     async def attach(self, seats: Sequence[bytes]) -> None:
@@ -96,7 +107,12 @@ class FrontendProcesses:
         async def attach(frontend: _Frontend, seat: bytes) -> None:
             frontend.is_attaching = True
             try:
-                await frontend.peer.ask("attach", seat)
+                async with asyncio.timeout(_ATTACH_SECONDS):
+                    await frontend.peer.ask("attach", seat)
+            except TimeoutError:
+                why = f"did not become a client of the engine within {_ATTACH_SECONDS:g} s"
+                self._kill(frontend, why)
+                raise LoadFailed(f"{frontend} {why}") from None
             except PeerError as error:
                 raise LoadFailed(f"{frontend} could not become a client of the engine: {error}") from error
             frontend.is_attaching = False
@@ -115,8 +131,9 @@ class FrontendProcesses:
         """See `Frontends`."""
 
         async def detach(frontend: _Frontend) -> None:
-            await self._ask(frontend, _ATTACH_SECONDS if frontend.is_attaching else _ANSWER_SECONDS, "detach")
+            await self._ask(frontend, _HALF_WAY_SECONDS if frontend.is_attaching else _DETACH_SECONDS, "detach")
             frontend.is_attaching = False
+            frontend.tokens = None
 
         await asyncio.gather(*map(detach, self._all))
 
@@ -125,16 +142,15 @@ class FrontendProcesses:
         await self._ask_all("engine_died")
 
     async def tokens(self) -> list[Tokens]:
-        """See `Frontends`."""
+        """See `Frontends`; of one that is late, what it said last: a sum must not fall for that."""
 
-        async def tokens(frontend: _Frontend) -> Tokens | None:
+        async def tokens(frontend: _Frontend) -> None:
             with contextlib.suppress(PeerError, TimeoutError):
                 async with asyncio.timeout(_NUMBERS_SECONDS):
-                    found: Tokens | None = await frontend.peer.ask("tokens")
-                    return found
-            return None
+                    frontend.tokens = await frontend.peer.ask("tokens")
 
-        return [found for found in await asyncio.gather(*map(tokens, self._all)) if found is not None]
+        await asyncio.gather(*map(tokens, self._all))
+        return [frontend.tokens for frontend in self._all if frontend.tokens is not None]
 
     async def snapshots(self) -> list[bytes]:
         """What each has counted (`backend.frontend.Frontend.snapshot`); of one that is late, what it said last."""
@@ -156,7 +172,7 @@ class FrontendProcesses:
         future = asyncio.run_coroutine_threadsafe(self.snapshots(), loop)
         try:
             return future.result(2 * _NUMBERS_SECONDS)
-        except (TimeoutError, RuntimeError):
+        except TimeoutError:
             future.cancel()
             return self.last_snapshots()
 
@@ -181,15 +197,26 @@ class FrontendProcesses:
         await asyncio.gather(*(self._ask(frontend, _ANSWER_SECONDS, name, *arguments) for frontend in self._all))
 
     async def _ask(self, frontend: _Frontend, seconds: float | None, name: str, *arguments: Any) -> None:
+        asking = asyncio.ensure_future(frontend.peer.ask(name, *arguments))
         try:
-            async with asyncio.timeout(seconds):
-                await frontend.peer.ask(name, *arguments)
-        except TimeoutError:
-            self._kill(frontend, f"did not answer within {seconds:g} s ({name})")
+            for patience in (seconds, _READ_SECONDS):
+                await asyncio.wait([asking], timeout=patience)
+            if asking.done():
+                asking.result()
+            else:
+                self._kill(frontend, f"did not answer within {seconds:g} s ({name})")
         except PeerGone:
             pass  # `_follow` knows what that means
         except PeerError as error:
             self._kill(frontend, f"failed ({name}): {error}")
+        finally:
+            asking.cancel()
+
+    async def _feel(self, frontend: _Frontend) -> None:
+        """Ask it now and then: one that hangs would keep its share of the connections, and of what is admitted."""
+        while not self._ending and frontend.process.returncode is None:
+            await asyncio.sleep(_PULSE_SECONDS)
+            await self._ask(frontend, _PULSE_ANSWER_SECONDS, "tokens")
 
     async def _follow(self, frontend: _Frontend, lifecycle: Lifecycle) -> None:
         running = asyncio.create_task(frontend.peer.run())

@@ -109,9 +109,9 @@ class Lifecycle:
         self._state_listeners.append(listener)
 
     @property
-    def scheduled_at(self) -> float:
-        """See `Model.scheduled_at`; 0 without one."""
-        return 0.0 if self._model is None else self._model.scheduled_at
+    def scheduled_at(self) -> dict[int, float]:
+        """See `Model.scheduled_at`; empty without one."""
+        return {} if self._model is None else self._model.scheduled_at
 
     @property
     def has_model(self) -> bool:

@@ -5,7 +5,7 @@ Imports `prometheus_client`: only where a metrics port is asked for.
 
 import dataclasses
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import REGISTRY
@@ -30,19 +30,19 @@ class Snapshot:
 
     counters: Counters
     vllm: list[Metric]
-    scheduled_at: float
+    scheduled_at: Mapping[int, float]
 
 
-def snapshot(counters: Counters, scheduled_at: float) -> Snapshot:
+def snapshot(counters: Counters, scheduled_at: Mapping[int, float]) -> Snapshot:
     """Of this process."""
     return Snapshot(counters, [metric for metric in REGISTRY.collect() if metric.name.startswith(_VLLM)], scheduled_at)
 
 
-def collected(scheduled_at: float, others: Sequence[Snapshot]) -> Iterator[Metric]:
+def collected(scheduled_at: Mapping[int, float], others: Sequence[Snapshot]) -> Iterator[Metric]:
     """What `REGISTRY` has, vLLM's metrics together with those of other processes.
 
-    Counters and histograms are summed. Of gauges, which are of the scheduler, those hold that were written last: it
-    tells one of its clients after each step, this one at `scheduled_at`.
+    Counters and histograms are summed. Of gauges, which are of a rank's scheduler, those hold that were written last:
+    it tells one of its clients after each step, this one at `scheduled_at`.
     """
     own = list(REGISTRY.collect())
     yield from (metric for metric in own if not metric.name.startswith(_VLLM))
@@ -50,20 +50,18 @@ def collected(scheduled_at: float, others: Sequence[Snapshot]) -> Iterator[Metri
     if not mine:  # the engine is gone, and a frontend may not have heard of it yet
         return
     clients = [(scheduled_at, mine), *((each.scheduled_at, each.vllm) for each in others)]
-    _, latest = max(clients, key=lambda client: client[0])
-    yield from merged([metrics for _, metrics in clients], latest)
+    yield from merged(clients)
 
 
-def merged(processes: Sequence[Iterable[Metric]], latest: Iterable[Metric]) -> list[Metric]:
-    """The metrics of all `processes`, in the order of the first that has them; gauges are those of `latest`."""
-    gauges = {metric.name: metric for metric in latest}
-    found: dict[str, list[Metric]] = {}
-    for metrics in processes:
+def merged(clients: Sequence[tuple[Mapping[int, float], Iterable[Metric]]]) -> list[Metric]:
+    """The metrics of all, each with when it heard of which rank, in the order of the first that has them."""
+    found: dict[str, list[tuple[Mapping[int, float], Metric]]] = {}
+    for scheduled_at, metrics in clients:
         for metric in metrics:
-            found.setdefault(metric.name, []).append(metric)
+            found.setdefault(metric.name, []).append((scheduled_at, metric))
     return [
-        _summed(metrics) if metrics[0].type in _SUMMED else gauges.get(name, metrics[0])
-        for name, metrics in found.items()
+        _summed([metric for _, metric in each]) if each[0][1].type in _SUMMED else _latest(each)
+        for each in found.values()
     ]
 
 
@@ -91,6 +89,21 @@ def read(pickled: Iterable[bytes]) -> list[Snapshot]:
 def _add(into: Histogram, histogram: Histogram) -> None:
     into.counts = [mine + its for mine, its in zip(into.counts, histogram.counts, strict=True)]
     into.sum += histogram.sum
+
+
+def _latest(metrics: Sequence[tuple[Mapping[int, float], Metric]]) -> Metric:
+    """Each sample as whoever has heard of its rank last has it."""
+    samples: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float, Any]] = {}
+    for scheduled_at, metric in metrics:
+        for sample in metric.samples:
+            key = (sample.name, tuple(sorted(sample.labels.items())))
+            at = scheduled_at.get(int(sample.labels.get("engine", "0")), 0.0)
+            if key not in samples or at > samples[key][0]:
+                samples[key] = (at, sample)
+    first = metrics[0][1]
+    whole = Metric(first.name, first.documentation, first.type, first.unit)
+    whole.samples = [sample for _, sample in samples.values()]
+    return whole
 
 
 def _summed(metrics: Sequence[Metric]) -> Metric:

@@ -44,7 +44,7 @@ class Loaded(Protocol):
         """`time.monotonic()` of the moment that the model was ready."""
 
     @property
-    def scheduled_at(self) -> float:
+    def scheduled_at(self) -> dict[int, float]:
         """As `EngineStatistics.scheduled_at`."""
 
 

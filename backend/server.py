@@ -50,6 +50,8 @@ def build_server(
     if forwarding is not None:
         interceptors.append(forwarding)
     interceptors.append(StatusMapping(SERVICE, lifecycle.explained))
+    # Those who pass requests on add a little to their headers.
+    headers = 2 * MOST_HEADER_BYTES if is_private else MOST_HEADER_BYTES
     accepting.install()
     completions.install()
     server = grpc.aio.server(
@@ -61,8 +63,8 @@ def build_server(
             ("grpc.max_send_message_length", settings.max_message_bytes),
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             # One limit: between gRPC's own two (8 and 16 KiB) it refuses by chance.
-            ("grpc.max_metadata_size", MOST_HEADER_BYTES),
-            ("grpc.absolute_max_metadata_size", MOST_HEADER_BYTES),
+            ("grpc.max_metadata_size", headers),
+            ("grpc.absolute_max_metadata_size", headers),
             ("grpc.max_concurrent_streams", MOST_STREAMS),
             # gRPC cancels calls that wait for Python, at random above 1000: a burst of so many is no overload.
             ("grpc.server.max_pending_requests", MOST_STREAMS),

@@ -141,7 +141,7 @@ class Engine:
         """The answer of all ranks; one that is gone gives none.
 
         Raises:
-            LoadFailed: one is gone.
+            LoadFailed: one is gone, or the engine died.
 
         """
         task = asyncio.ensure_future(asking)
@@ -150,7 +150,10 @@ class Engine:
         if not task.done():
             task.cancel()
             raise LoadFailed(self._loss.result())
-        return task.result()
+        try:
+            return task.result()
+        except EngineDeadError as error:
+            raise LoadFailed(await self.cause_of_death()) from error
 
     def _notice_handler(self, record: logging.LogRecord) -> bool:
         """Keep why vLLM's output handler ended; out of the log goes what the exception says, and all of an ordered end.
@@ -287,7 +290,12 @@ def _built(
     if frontends.count == 1:
         return client(plan, config, throughput), None
     shared = Shared.launch(config, frontends, log_stats=throughput is not None)
-    llm = client(plan, config, throughput, shared.places[0])
+    try:
+        with shared.greeted():
+            llm = client(plan, config, throughput, shared.places[0])
+    except BaseException:
+        shared.forget()
+        raise
     shared.adopt(llm)
     return llm, shared
 
@@ -317,12 +325,19 @@ async def _abandon(building: "asyncio.Future[tuple[AsyncLLM, ParserChoice, Share
         await kill(_processes_of_the_load())
         await asyncio.wait([building], timeout=_KILL_INTERVAL)
     with contextlib.suppress(Exception):
-        llm, *_ = building.result()
-        await asyncio.to_thread(llm.shutdown, 0)
+        llm, _, sharing = building.result()
+        await shut(llm)
         del llm
+        if sharing is not None:
+            sharing.forget()
     unregister_vllm_metrics()
     await asyncio.to_thread(leave_ray)
     await kill(_processes_of_the_load())
+
+
+async def shut(llm: AsyncLLM) -> None:
+    """End a client that nobody has used, and the engine with it where the client has started that."""
+    await asyncio.to_thread(llm.shutdown, 0)
 
 
 def _processes_of_the_load() -> list[psutil.Process]:

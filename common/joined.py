@@ -8,13 +8,15 @@ from typing import Any
 
 from vllm import envs
 from vllm.plugins import load_general_plugins
+from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
 from common import tracing
 from common.abilities import Abilities
 from common.concurrency import to_its_end
-from common.engine import Engine, client
+from common.engine import Engine, client, shut
 from common.engine_args import LoadPlan
 from common.parsers import ParserChoice
+from common.processes import give_memory_back
 from common.sharing import Place, Shared
 from common.statistics import EngineStatistics, Throughput
 
@@ -64,7 +66,12 @@ async def join(data: bytes) -> tuple[Joined, LoadPlan]:
         with tracing.sending_to(seat.plan.traces_endpoint):
             return client(seat.plan, config, throughput, seat.place)
 
-    llm = await to_its_end(asyncio.to_thread(build))
+    building = asyncio.ensure_future(asyncio.to_thread(build))
+    try:
+        llm = await asyncio.shield(building)
+    except asyncio.CancelledError:
+        await to_its_end(_let_go(building))
+        raise
     engine = Joined(llm, seat.parsers, [], None, traced=seat.plan.traces_endpoint is not None)
     try:
         # Starts the task that reads the engine's socket, too.
@@ -76,3 +83,14 @@ async def join(data: bytes) -> tuple[Joined, LoadPlan]:
     envs.enable_envs_cache()
     engine.abilities = Abilities.of(tasks, llm.model_config)
     return engine, seat.plan
+
+
+async def _let_go(building: "asyncio.Future[Any]") -> None:
+    """Close the client that nobody waits for any more."""
+    with contextlib.suppress(Exception):
+        llm = await building
+        await shut(llm)
+        llm.admission_stats._counters.close()
+        del llm
+    unregister_vllm_metrics()
+    await asyncio.to_thread(give_memory_back)

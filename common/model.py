@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import TypeVar
 
 from common import gguf, joined, reply, tokens
@@ -16,7 +16,7 @@ from common.embedding import Embedder
 from common.engine import Engine
 from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
-from common.errors import EngineGone
+from common.errors import EngineGone, LoadFailed
 from common.frontends import ALONE, Frontends, Tokens
 from common.generation import Run
 from common.generator import Generator
@@ -34,6 +34,9 @@ from common.vllm_errors import ENGINE_STOPPING
 from common.vllm_log import leave_answers_out
 
 T = TypeVar("T")
+
+# How soon an engine's death is noticed while frontends are attached to it.
+_LOOK_SECONDS = 0.2
 
 __all__ = ["LoadPlan", "Model", "plan_load"]
 
@@ -86,7 +89,7 @@ class Model:
             if engine.shared is not None:
                 clock.enter("attaching the other frontends")
                 plan = dataclasses.replace(plan, adapters=model._adapters.as_loaded)
-                await frontends.attach(joined.seats(engine.shared, plan, engine.parsers))
+                await _attach(frontends, joined.seats(engine.shared, plan, engine.parsers), engine)
             await asyncio.to_thread(give_memory_back)
         except BaseException:
             await to_its_end(frontends.detach())
@@ -198,7 +201,7 @@ class Model:
         return self._statistics.tokens()
 
     @property
-    def scheduled_at(self) -> float:
+    def scheduled_at(self) -> dict[int, float]:
         """See `EngineStatistics.scheduled_at`."""
         return self._statistics.scheduled_at
 
@@ -245,3 +248,19 @@ class Model:
         if is_heavy(options):
             return await asyncio.to_thread(understand)
         return understand()
+
+
+async def _attach(frontends: Frontends, seats: Sequence[bytes], engine: Engine) -> None:
+    """Attach them, unless the engine dies: nobody else looks at it before the model is loaded."""
+    attaching = asyncio.ensure_future(frontends.attach(seats))
+    try:
+        while not attaching.done() and not engine.errored:
+            await asyncio.wait([attaching], timeout=_LOOK_SECONDS)
+        if engine.errored:
+            raise LoadFailed(await engine.cause_of_death())
+        attaching.result()
+    finally:
+        attaching.cancel()
+        await asyncio.wait([attaching])
+        if not attaching.cancelled():
+            attaching.exception()  # looked at, so that nothing complains of it

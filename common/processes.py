@@ -34,8 +34,14 @@ def engine_processes() -> list[psutil.Process]:
         children = psutil.Process().children(recursive=True)
     except psutil.Error:
         return []
-    others = {process for child in _apart.values() for process in _with_children(child)}
-    return [child for child in children if child not in others and not _is_resource_tracker(child)]
+    if _apart:
+        others = {process.pid for process in _apart.values()}
+        for child in children:  # parents come before theirs
+            with contextlib.suppress(psutil.Error):
+                if child.ppid() in others:
+                    others.add(child.pid)
+        children = [child for child in children if child.pid not in others]
+    return [child for child in children if not _is_resource_tracker(child)]
 
 
 def memory_by_process() -> dict[str, int]:
@@ -123,13 +129,6 @@ async def kill(processes: list[psutil.Process]) -> None:
             process.kill()
     if alive:
         await asyncio.to_thread(_reap, alive)
-
-
-def _with_children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return [process]
 
 
 def _reap(killed: list[psutil.Process]) -> None:

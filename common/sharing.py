@@ -6,14 +6,19 @@ lost can't come back: the engine keeps sending to its address.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import mmap
 import os
+import threading
 import uuid
+from collections.abc import Iterator
+from multiprocessing import connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, Self
 
+import zmq
 from vllm.config import VllmConfig
 from vllm.transformers_utils.config import maybe_register_config_serialize_by_value
 from vllm.v1.engine.admission_control import SharedAdmissionStats
@@ -26,6 +31,8 @@ from common.frontends import Frontends
 
 # How old the others' count of waiting prompt tokens may be: vLLM's hook is not called where a prefill ends.
 _REFRESH_SECONDS = 0.25
+# How soon an engine's death is noticed while this process's client is built.
+_LOOK_SECONDS = 0.2
 # Of a process's slot in the shared counters the first number is vLLM's own.
 _TOKENS = 1
 
@@ -104,10 +111,11 @@ class Shared:
 
     """
 
-    def __init__(self, config: bytes, launch: CoreEngineLaunch, places: list[Place]) -> None:
+    def __init__(self, config: bytes, launch: CoreEngineLaunch, places: list[Place], ranks: range) -> None:
         self.config = config
         self.places = places
         self._launch = launch
+        self._ranks = ranks
 
     @classmethod
     def launch(cls, config: VllmConfig, frontends: Frontends, *, log_stats: bool) -> Self:
@@ -144,7 +152,42 @@ class Shared:
         ]
         # As vLLM hands it to the engine's processes: classes of a model's own code by value.
         maybe_register_config_serialize_by_value()
-        return cls(bytes(ForkingPickler.dumps(config)), launch, places)
+        ranks = range(parallel.data_parallel_index, parallel.data_parallel_index + parallel.data_parallel_size_local)
+        return cls(bytes(ForkingPickler.dumps(config)), launch, places, ranks)
+
+    def forget(self) -> None:
+        """Remove what `launch` has left for clients, where there is to be none."""
+        Path(self.places[0].counters).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def greeted(self) -> Iterator[None]:
+        """While vLLM builds this process's client in the block, which waits minutes for the greeting of each rank.
+
+        Nobody watches the engine meanwhile, so one that dies is greeted for; `adopt` then finds it dead.
+        """
+        over = threading.Event()
+        watching = threading.Thread(target=self._greet_for_the_dead, args=(over,), name="greeting", daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watching.join()
+
+    def _greet_for_the_dead(self, over: threading.Event) -> None:
+        sentinels = self._launch.engine_manager.sentinels()
+        while not connection.wait(sentinels, _LOOK_SECONDS):
+            if over.is_set():
+                return
+        with contextlib.ExitStack() as stack:
+            context = stack.enter_context(zmq.Context())
+            for rank in self._ranks:
+                socket = stack.enter_context(context.socket(zmq.DEALER))
+                socket.setsockopt(zmq.IDENTITY, rank.to_bytes(2, "little"))  # vLLM's name for it
+                socket.setsockopt(zmq.LINGER, 0)
+                socket.connect(self.places[0].addresses["input_address"])
+                socket.send(b"")
+            over.wait()
 
     def adopt(self, llm: AsyncLLM) -> None:
         """Make `llm` the client that watches the engine's processes and ends them, as one that has started them."""

@@ -30,8 +30,8 @@ class Throughput:
     def __init__(self, clock: Callable[[], float] = time.monotonic, *, shared: bool = False) -> None:
         self._clock = clock
         self._shared = shared
-        self.scheduled_at = 0.0
-        """When the scheduler was last heard of, where the engine is `shared` with other clients."""
+        self.scheduled_at: dict[int, float] = {}
+        """When each rank's scheduler was last heard of, where the engine is `shared` with other clients."""
         self._lately: collections.deque[tuple[float, int]] = collections.deque()
         self.prompt_tokens = 0
         """Tokens of prompts that are through their prefill, those out of the prefix cache included."""
@@ -110,9 +110,9 @@ class EngineStatistics:
         return Tokens(throughput.prompt_tokens, throughput.completion_tokens, throughput.per_second())
 
     @property
-    def scheduled_at(self) -> float:
-        """`time.monotonic()` when this client last heard of the scheduler, which tells one of its clients; 0: never."""
-        return 0.0 if self._throughput is None else self._throughput.scheduled_at
+    def scheduled_at(self) -> dict[int, float]:
+        """`time.monotonic()` when this client last heard of each rank's scheduler, which tells one of its clients."""
+        return {} if self._throughput is None else dict(self._throughput.scheduled_at)
 
     def memory(self) -> dict[str, int]:
         """Bytes by what the workers hold them for; empty where they could not tell."""
@@ -158,5 +158,5 @@ class _SharedStepLogger(_StepLogger):
     ) -> None:
         """As `_StepLogger`, and when it was."""
         if scheduler_stats is not None:
-            self._throughput.scheduled_at = time.monotonic()
+            self._throughput.scheduled_at[engine_idx] = time.monotonic()
         super().record(scheduler_stats, iteration_stats, mm_cache_stats, engine_idx)

@@ -345,16 +345,30 @@ def test_a_load_that_is_given_up(three: Frontends, scripted: Path) -> None:
     assert same(on_each(three, predict)) == line("plain").content
 
 
-def test_a_load_that_is_given_up_while_the_others_are_attached(three: Frontends, scripted: Path) -> None:
-    def attaching() -> bool:
-        return any("attaching" in key for key in three.backend.status().memory.breakdown)
+def until_attaching(backend: Backend, load: Any) -> None:
+    """Return as soon as a load, which is no more done then, attaches the frontends."""
+    deadline = time.monotonic() + 60
+    while not any("attaching" in key for key in backend.status().memory.breakdown):
+        assert time.monotonic() < deadline
+        assert not load.done(), load.result()
 
+
+def test_an_engine_that_dies_while_the_others_are_attached_fails_the_load(three: Frontends, scripted: Path) -> None:
     with three.backend.connection() as stub:
         load = stub.LoadModel.future(model_options(scripted, *PARSERS, MaxModelLen=256), timeout=120)
-        deadline = time.monotonic() + 60
-        while not attaching():
-            assert time.monotonic() < deadline
-            assert not load.done(), load.result()
+        until_attaching(three.backend, load)
+        (engine,) = three.backend.engine_cores()
+        engine.kill()
+        result = load.result(timeout=30)
+    assert not result.success
+    assert "killed" in result.message
+    assert same(on_each(three, predict)) == (grpc.StatusCode.FAILED_PRECONDITION, "model not loaded")
+
+
+def test_a_load_that_is_given_up_while_the_others_are_attached(three: Frontends, scripted: Path) -> None:
+    with three.backend.connection() as stub:
+        load = stub.LoadModel.future(model_options(scripted, *PARSERS, MaxModelLen=256), timeout=120)
+        until_attaching(three.backend, load)
         load.cancel()
     eventually(lambda: not three.backend.engine_cores(), 10, "no engine")
     assert same(on_each(three, predict)) == (grpc.StatusCode.FAILED_PRECONDITION, "model not loaded")

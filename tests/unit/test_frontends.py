@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -105,14 +106,16 @@ class Straw:
     """`FrontendProcesses` whose processes do nothing; a test answers for them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.answers: list[Handlers] = [{}, {}]
+        self.answers: list[Handlers] = [{"tokens": nothing}, {"tokens": nothing}]
         self.peers: list[Peer] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         self._ends: list[socket.socket] = []
         monkeypatch.setattr(module, "_spawn", self._spawn)
-        monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.3)
+        for seconds in ("_ANSWER_SECONDS", "_DETACH_SECONDS", "_ATTACH_SECONDS"):
+            monkeypatch.setattr(module, seconds, 0.3)
         monkeypatch.setattr(module, "_NUMBERS_SECONDS", 0.3)
         monkeypatch.setattr(module, "_DEATH_SECONDS", 0.2)
+        monkeypatch.setattr(module, "_PULSE_SECONDS", 0.2)
         self.lifecycle = Lifecycle(shutdown_timeout=1.0)
         self.frontends = FrontendProcesses(Settings(addr="127.0.0.1:0", frontends=3))
         self._tasks: list[asyncio.Task[None]] = []
@@ -179,6 +182,34 @@ async def test_one_that_does_not_answer_is_killed_and_named(straw: Straw) -> Non
     assert cause == f"frontend 3 (process {straw.processes[1].pid}) did not answer within 0.3 s (detach)"
 
 
+async def test_one_that_does_not_become_a_client_is_killed_and_named(straw: Straw) -> None:
+    straw.answers[0]["attach"], straw.answers[1]["attach"] = nothing, never
+    text = "did not become a client of the engine within 0.3 s"
+    with pytest.raises(LoadFailed, match=text):
+        await straw.frontends.attach([b"2", b"3"])
+    cause = await asyncio.wait_for(straw.lifecycle.stopped(), 5)
+    assert cause == f"frontend 3 (process {straw.processes[1].pid}) {text}"
+
+
+async def test_one_that_hangs_without_being_asked_for_anything_is_found(
+    monkeypatch: pytest.MonkeyPatch, straw: Straw
+) -> None:
+    straw.answers[0]["tokens"], straw.answers[1]["tokens"] = nothing, never
+    monkeypatch.setattr(module, "_PULSE_ANSWER_SECONDS", 0.3)
+    cause = await asyncio.wait_for(straw.lifecycle.stopped(), 5)
+    assert cause == f"frontend 3 (process {straw.processes[1].pid}) did not answer within 0.3 s (tokens)"
+
+
+async def test_an_answer_that_came_while_this_process_was_stopped_counts(straw: Straw) -> None:
+    straw.answers[0]["open"] = straw.answers[1]["open"] = nothing
+    opening = asyncio.create_task(straw.frontends.open("m"))
+    await asyncio.sleep(0.01)
+    time.sleep(0.5)  # noqa: ASYNC251  # as SIGSTOP would
+    await opening
+    assert straw.lifecycle.state is State.NO_MODEL
+    assert [process.poll() for process in straw.processes] == [None, None]
+
+
 async def test_numbers_of_those_that_answer(straw: Straw) -> None:
     async def tokens() -> Tokens:
         return Tokens(1, 2, 3.0)
@@ -188,6 +219,8 @@ async def test_numbers_of_those_that_answer(straw: Straw) -> None:
 
     straw.answers[0].update(tokens=tokens, snapshot=snapshot)
     straw.answers[1].update(tokens=never, snapshot=snapshot)
+    assert await straw.frontends.tokens() == [Tokens(1, 2, 3.0)]
+    straw.answers[0]["tokens"] = never
     assert await straw.frontends.tokens() == [Tokens(1, 2, 3.0)]
     assert await straw.frontends.snapshots() == [b"numbers"] * 2
     # A counter must not fall because one is late.

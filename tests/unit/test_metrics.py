@@ -33,7 +33,7 @@ DOCUMENTED = Path(__file__).parents[2] / "docs" / "metrics.md"
 class FakeLifecycle:
     state: State = State.NO_MODEL
     loaded_at: float | None = None
-    scheduled_at: float = 0.0
+    scheduled_at: dict[int, float] = dataclasses.field(default_factory=dict)
 
 
 class Port:

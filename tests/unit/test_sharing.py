@@ -1,14 +1,17 @@
 """What processes that share an engine have in common."""
 
+import contextlib
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import zmq
 from vllm.v1.engine.admission_control import SharedAdmissionStats
 
 from common.errors import InvalidRequest
-from common.sharing import Admitted, Place, arguments, check
+from common.sharing import Admitted, Place, Shared, arguments, check
 
 
 def places(folder: Path, count: int) -> list[Place]:
@@ -93,3 +96,25 @@ def test_engines_that_can_have_one_client_only_are_refused(given: dict[str, Any]
 )
 def test_all_others_can_have_several(given: dict[str, Any]) -> None:
     check(config(**given), 4)
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_an_engine_that_dies_before_its_greeting_is_greeted_for(tmp_path: Path, dies: bool) -> None:
+    sentinel, life = os.pipe()
+    address = f"ipc://{tmp_path}/i"
+    launch = SimpleNamespace(engine_manager=SimpleNamespace(sentinels=lambda: [sentinel]))
+    place = Place(0, 2, {"input_address": address}, str(tmp_path / "counters"))
+    shared = Shared(b"", launch, [place], range(2))
+    heard: set[tuple[bytes, ...]] = set()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as client, shared.greeted():
+        if dies:
+            os.close(life)
+        client.bind(address)
+        client.rcvtimeo = 5000 if dies else 500
+        with contextlib.suppress(zmq.Again):
+            while len(heard) < 2:
+                heard.add(tuple(client.recv_multipart()))
+    assert heard == ({(b"\0\0", b""), (b"\1\0", b"")} if dies else set())
+    if not dies:
+        os.close(life)
+    os.close(sentinel)
