@@ -76,19 +76,19 @@ def joined(deltas: Iterable[Delta]) -> Iterator[Delta]:
 
 def chunk(delta: Delta, usage: Usage) -> pb.Reply:
     """One message of a stream."""
+    # Field by field, which is half the work of constructors that are handed parts.
+    reply = pb.Reply()
+    part = reply.chat_deltas.add()
     if content := delta.content:
-        # Field by field, which is half the work of a constructor that is handed parts.
-        reply = pb.Reply()
         reply.message = content.encode()
-        reply.chat_deltas.add().content = content
-        reply.tokens = usage.completion_tokens
-        reply.prompt_tokens = usage.prompt_tokens
-        return reply
-    return pb.Reply(
-        chat_deltas=(pb.ChatDelta(reasoning_content=delta.reasoning, tool_calls=_tool_calls(delta.tool_calls)),),
-        tokens=usage.completion_tokens,
-        prompt_tokens=usage.prompt_tokens,
-    )
+        part.content = content
+    elif reasoning := delta.reasoning:
+        part.reasoning_content = reasoning
+    else:
+        part.tool_calls.extend(_tool_calls(delta.tool_calls))
+    reply.tokens = usage.completion_tokens
+    reply.prompt_tokens = usage.prompt_tokens
+    return reply
 
 
 def last_chunk(usage: Usage, logprobs: Sequence[dict[str, Any]]) -> pb.Reply:

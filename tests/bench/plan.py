@@ -62,7 +62,10 @@ FLEETS: Mapping[str, Described] = {
     # 256 requests of two blocks (of 128 tokens, 45 KiB each) fit into the cache.
     "smollm2": Described("SmolLM2-135M in float32.", "smollm2", {"kv_cache_memory_bytes": 13 * GIB // 4}),
     "embeddings": Described(
-        "all-MiniLM-L6-v2: one vector for each request.", "minilm", {"runner": "pooling", "max_model_len": 256}
+        "all-MiniLM-L6-v2: one vector for each request.",
+        "minilm",
+        # It has no cache; but without a size vLLM wants most of the memory free, and others are loaded, too.
+        {"runner": "pooling", "max_model_len": 256, "kv_cache_memory_bytes": GIB // 4},
     ),
 }
 
