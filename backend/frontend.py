@@ -159,7 +159,7 @@ class Frontend:
         return await asyncio.to_thread(lambda: pickle.dumps(merging.snapshot(counters, scheduled_at)))
 
 
-def main(descriptor: int) -> NoReturn:
+def main(descriptor: int) -> None:
     """Be a frontend, told so over the socket `descriptor`; never returns."""
     # The main process says when; a signal to its group is not for this one.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -186,11 +186,10 @@ def main(descriptor: int) -> NoReturn:
         run(serve(start, connection))
     except SettingsError as error:
         leave(2, f"frontend {start.number}: {error}")
-    leave(1, None)
 
 
-async def serve(start: Start, connection: socket.socket) -> None:
-    """Serve until the main process says so, or is gone."""
+async def serve(start: Start, connection: socket.socket) -> NoReturn:
+    """Serve until the main process says so, or is gone; then end the process."""
     from backend import completions
     from backend.forwarding import Forwarding, connect
     from backend.server import SERVICE, build_server, credentials
@@ -221,3 +220,5 @@ async def serve(start: Start, connection: socket.socket) -> None:
     watching = asyncio.create_task(frontend.watch())
     await peer.run()
     watching.cancel()
+    # At once, as the kernel is about to: ended in order, the loop would tell the clients that they have cancelled.
+    leave(1, None)
