@@ -15,11 +15,12 @@ import socket
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from backend.counters import Counters
+from backend.in_flight import InFlight
 from backend.lifecycle import UNRELATED, State
 from backend.peer import Peer, PeerGone, receive_first
 from backend.settings import Settings, SettingsError
 from common import orphan_watch
-from common.errors import EngineGone, IdentityMismatch, ModelNotLoaded
+from common.errors import EngineGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +66,7 @@ class Frontend:
         self._is_open = False
         self._turn = asyncio.Lock()
         self._attaching: asyncio.Task[Any] | None = None
-        self._requests: set[asyncio.Task[Any]] = set()
+        self._requests = InFlight()
 
     def on_state(self, listener: "Callable[[State], None]") -> None:
         """Nothing, for there are no states; see `state`."""
@@ -76,15 +77,7 @@ class Frontend:
 
     def model_for(self, identity: str) -> "Model":
         """As `Lifecycle.model_for`; asked only while `is_open`."""
-        if self._model is None:
-            raise ModelNotLoaded
-        if identity and self._identity and identity != self._identity:
-            raise IdentityMismatch(identity, self._identity)
-        task = asyncio.current_task()
-        if task is not None and task not in self._requests:
-            self._requests.add(task)
-            task.add_done_callback(self._requests.discard)
-        return self._model
+        return self._requests.model_for(identity, self._model, self._identity)
 
     async def explained(self, error: Exception) -> Exception:
         """As `Lifecycle.explained`, which is asked."""
@@ -125,8 +118,8 @@ class Frontend:
     async def idle(self) -> None:
         """Serve none any more, and wait for those in flight."""
         self._is_open = False
-        while self._requests:
-            await asyncio.wait(self._requests)
+        while self._requests.tasks:
+            await asyncio.wait(self._requests.tasks)
 
     async def detach(self) -> None:
         """Serve none any more, end those in flight, leave the engine."""

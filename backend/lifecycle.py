@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from backend.in_flight import InFlight
 from backend.slow_import import import_in_thread
 from common.admission import Limits
 from common.concurrency import to_its_end
@@ -88,7 +89,7 @@ class Lifecycle:
         self._telling: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
         self._loads: set[asyncio.Task[None]] = set()
-        self._requests: set[asyncio.Task[Any]] = set()
+        self._requests = InFlight()
         self._warm: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._stop: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._hurry = asyncio.Event()
@@ -133,15 +134,7 @@ class Lifecycle:
 
         """
         self._refuse_at_the_end()
-        if self._model is None:
-            raise ModelNotLoaded
-        if identity and self._identity and identity != self._identity:
-            raise IdentityMismatch(identity, self._identity)
-        task = asyncio.current_task()
-        if task is not None and task not in self._requests:
-            self._requests.add(task)
-            task.add_done_callback(self._requests.discard)
-        return self._model
+        return self._requests.model_for(identity, self._model, self._identity)
 
     async def explained(self, error: Exception) -> Exception:
         """`error` as the caller of an RPC should hear of it: with the cause where the engine died under it."""
@@ -239,9 +232,9 @@ class Lifecycle:
         """Wait until no request is in flight, at most `timeout` seconds, and no longer than there is no hurry."""
         hurry = asyncio.create_task(self.hurried())
         others = asyncio.create_task(self._frontends.idle())
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # where there are no others, they are idle then
         deadline = time.monotonic() + timeout
-        while (busy := [*self._requests, *([] if others.done() else [others])]) and not hurry.done():
+        while (busy := [*self._requests.tasks, *([] if others.done() else [others])]) and not hurry.done():
             left = deadline - time.monotonic()
             if left <= 0:
                 break
