@@ -126,8 +126,8 @@ DEFECTS = (
     Defect(
         "a doubled character at the end of each chunk",
         "common/reply.py",
-        "        reply.chat_deltas.add().content = content\n",
-        "        reply.chat_deltas.add().content = content + content[-1]\n",
+        "        part.content = content\n",
+        "        part.content = content + content[-1]\n",
         (
             Net("tests/unit/test_reply.py::test_what_endpoints_put_together_is_the_same", r"AssertionError"),
             # What the two halves of a message say is compared before the answer is.
