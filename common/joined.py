@@ -4,21 +4,18 @@ import asyncio
 import contextlib
 import dataclasses
 import pickle
-from typing import Any
 
-from vllm import envs
 from vllm.plugins import load_general_plugins
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
 from common import tracing
-from common.abilities import Abilities
 from common.concurrency import to_its_end
-from common.engine import Engine, client, shut
+from common.engine import Client, Engine
 from common.engine_args import LoadPlan
+from common.engine_start import new_client, new_throughput
 from common.parsers import ParserChoice
 from common.processes import give_memory_back
 from common.sharing import Place, Shared
-from common.statistics import EngineStatistics, Throughput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,42 +52,40 @@ class Joined(Engine):
 
 
 async def join(data: bytes) -> tuple[Joined, LoadPlan]:
-    """Become the client at a `Seat`; the engine must be up."""
-    seat: Seat = await asyncio.to_thread(pickle.loads, data)
-    throughput = None if seat.plan.engine_args.get("disable_log_stats") else Throughput(shared=True)
+    """Become the client at a `Seat`; the engine must be up.
 
-    def build() -> Any:
+    Raises:
+        Exception: whatever vLLM's client did not come up for, `LoadFailed` where the engine has died meanwhile.
+
+    """
+    seat: Seat = await asyncio.to_thread(pickle.loads, data)
+    throughput = new_throughput(seat.plan, shared=True)
+
+    def build() -> Client:
         load_general_plugins()
         config = pickle.loads(seat.config)  # noqa: S301  # from the process that has started us
         config.parallel_config._api_process_rank = seat.place.index
         with tracing.sending_to(seat.plan.traces_endpoint):
-            return client(seat.plan, config, throughput, seat.place)
+            return new_client(seat.plan, config, throughput, seat.place)
 
     building = asyncio.ensure_future(asyncio.to_thread(build))
     try:
-        llm = await asyncio.shield(building)
+        client = await asyncio.shield(building)
     except asyncio.CancelledError:
         await to_its_end(_let_go(building))
         raise
-    engine = Joined(llm, seat.parsers, [], None, traced=seat.plan.traces_endpoint is not None)
+    engine = Joined(client, seat.parsers, [], None, traced=seat.plan.traces_endpoint is not None)
     try:
-        # Starts the task that reads the engine's socket, too.
-        tasks = await llm.get_supported_tasks()
+        await engine.meet(throughput)
     except BaseException:
         await to_its_end(engine.stop(timeout=0))
         raise
-    engine.statistics = EngineStatistics(throughput)
-    envs.enable_envs_cache()
-    engine.abilities = Abilities.of(tasks, llm.model_config)
     return engine, seat.plan
 
 
-async def _let_go(building: "asyncio.Future[Any]") -> None:
+async def _let_go(building: asyncio.Future[Client]) -> None:
     """Close the client that nobody waits for any more."""
     with contextlib.suppress(Exception):
-        llm = await building
-        await shut(llm)
-        llm.admission_stats._counters.close()
-        del llm
+        await (await building).shut()
     unregister_vllm_metrics()
     await asyncio.to_thread(give_memory_back)

@@ -10,7 +10,7 @@ import functools
 from collections.abc import AsyncGenerator, Sequence
 from typing import TypeVar
 
-from common import gguf, joined, reply, tokens
+from common import engine_start, gguf, joined, reply, tokens
 from common.concurrency import to_its_end
 from common.embedding import Embedder
 from common.engine import Engine
@@ -77,7 +77,7 @@ class Model:
 
         """
         async with gguf.in_place(plan.gguf, clock):
-            engine = await Engine.start(plan, clock, frontends)
+            engine = await engine_start.start(plan, clock, frontends)
         try:
             clock.enter("preparing parsers and templates")
             # vLLM imports the model's class where it ranks, and looks for files of it: seconds.
