@@ -83,6 +83,7 @@ class Frontend:
         """As `Lifecycle.explained`, which is asked."""
         if isinstance(error, UNRELATED) or self.peer is None:
             return error
+        error = self._requests.explained(error, self._model)
         model = self._model
         dead = await model.cause_of_death() if model is not None and model.dead else None
         try:

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, TypeVar
 
-from common.errors import IdentityMismatch, ModelNotLoaded
+from common.errors import ENGINE_STOPPING, BackendError, EngineGone, IdentityMismatch, ModelNotLoaded
 
 M = TypeVar("M")
 
@@ -12,12 +12,12 @@ class InFlight:
     """Requests as tasks.
 
     Attributes:
-        tasks: of those that have not ended.
+        tasks: of those that have not ended, each with its model.
 
     """
 
     def __init__(self) -> None:
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: dict[asyncio.Task[Any], Any] = {}
 
     def model_for(self, asked: str, model: M | None, identity: str) -> M:
         """`model`, called `identity`, for a request that names `asked`; empty stands for any.
@@ -34,6 +34,17 @@ class InFlight:
             raise IdentityMismatch(asked, identity)
         task = asyncio.current_task()
         if task is not None and task not in self.tasks:
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self.tasks[task] = model
+            task.add_done_callback(self.tasks.pop)
         return model
+
+    def explained(self, error: Exception, model: object) -> Exception:
+        """`error` of the calling task, for which a model that has gone from under it accounts; `model` is there now.
+
+        What it fails with then is chance: a step of it may find vLLM's threads ended, or no engine.
+        """
+        task = asyncio.current_task()
+        its = None if task is None else self.tasks.get(task)
+        if its is None or its is model or (isinstance(error, BackendError) and not isinstance(error, EngineGone)):
+            return error
+        return EngineGone(ENGINE_STOPPING)

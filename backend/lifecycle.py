@@ -137,9 +137,10 @@ class Lifecycle:
         return self._requests.model_for(identity, self._model, self._identity)
 
     async def explained(self, error: Exception) -> Exception:
-        """`error` as the caller of an RPC should hear of it: with the cause where the engine died under it."""
+        """`error` as the caller of an RPC should hear of it: with the cause where the engine ended under it."""
         if isinstance(error, UNRELATED):
             return error
+        error = self._requests.explained(error, self._model)
         if self.state is State.DRAINING and isinstance(error, EngineGone):
             return EngineGone(SHUTTING_DOWN)
         self._notice_death()

@@ -11,6 +11,8 @@ BackendError
     └── LoadCancelled     ... because its caller went away, or Free or a shutdown came first
 """
 
+ENGINE_STOPPING = "the engine is being shut down"
+
 
 class BackendError(Exception):
     """Base of all errors whose text is written for the caller."""

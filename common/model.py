@@ -16,7 +16,7 @@ from common.embedding import Embedder
 from common.engine import Engine
 from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
-from common.errors import EngineGone, LoadFailed
+from common.errors import ENGINE_STOPPING, EngineGone, LoadFailed
 from common.frontends import ALONE, Frontends, Tokens
 from common.generation import Run
 from common.generator import Generator
@@ -30,7 +30,6 @@ from common.request import GenerationRequest, generation_request, is_heavy
 from common.scoring import Scorer
 from common.speech import Transcriber
 from common.token_classification import TokenClassifier
-from common.vllm_errors import ENGINE_STOPPING
 from common.vllm_log import leave_answers_out
 
 T = TypeVar("T")

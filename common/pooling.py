@@ -9,8 +9,8 @@ from vllm.outputs import PoolingRequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from common import request_context
-from common.errors import EngineGone, Overloaded
-from common.vllm_errors import ENGINE_ERROR, ENGINE_STOPPING
+from common.errors import ENGINE_STOPPING, EngineGone, Overloaded
+from common.vllm_errors import ENGINE_ERROR
 
 
 async def pool(

@@ -18,14 +18,14 @@ from vllm.tokenizers.detokenizer_utils import convert_prompt_ids_to_tokens, deto
 from common import request_context
 from common.concurrency import task_group
 from common.engine import Engine
-from common.errors import EngineGone, InvalidRequest
+from common.errors import ENGINE_STOPPING, EngineGone, InvalidRequest
 from common.logprobs import LOWEST
 from common.lora import Adapters
 from common.pb import backend_pb2 as pb
 from common.probes import Probe, Tokens
 from common.score_plan import Plan, Scoring
 from common.tokens import MOST_CHARACTERS
-from common.vllm_errors import ENGINE_STOPPING, admit, check_finish, translated
+from common.vllm_errors import admit, check_finish, translated
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput

@@ -21,12 +21,12 @@ from vllm.entrypoints.speech_to_text.transcription.protocol import Transcription
 from common import request_context
 from common.concurrency import to_its_end
 from common.engine import Engine
-from common.errors import EngineGone, InvalidRequest, Unsupported
+from common.errors import ENGINE_STOPPING, EngineGone, InvalidRequest, Unsupported
 from common.pb import backend_pb2 as pb
 from common.speech_file import FIELD, SECOND, Clip, clips
 from common.speech_prompt import TRANSLATED_INTO, Prompter, Task
 from common.transcript import Segment, Text, diarized_segments, timed_segments
-from common.vllm_errors import ENGINE_STOPPING, admit, check_finish, translated
+from common.vllm_errors import admit, check_finish, translated
 
 logger = logging.getLogger(__name__)
 

@@ -269,6 +269,33 @@ def test_free_under_streams_also_when_its_caller_goes_away(backend: Backend) -> 
     streams.check_unavailable()
 
 
+def test_free_under_requests_of_which_each_has_come_to_another_step(backend: Backend, scripted: Path) -> None:
+    request = predict_options(line("plain"), Tokens=1)
+    request.Messages[-1].content += " fox" * 1000  # so that some are being read
+
+    def ask() -> tuple[grpc.StatusCode, str | None]:
+        with backend.connection() as stub:
+            while True:
+                try:
+                    stub.Predict(request, timeout=30)
+                except grpc.RpcError as error:
+                    return error.code(), error.details()
+
+    ends: set[tuple[grpc.StatusCode, str | None]] = set()
+    for _ in range(2):
+        assert backend.load(model_options(scripted, *PARSERS)).success
+        with ThreadPoolExecutor(16) as pool:
+            asking = [pool.submit(ask) for _ in range(16)]
+            time.sleep(1)
+            free(backend)
+            ends |= {each.result() for each in asking}
+    assert (grpc.StatusCode.UNAVAILABLE, "the engine is being shut down") in ends
+    assert ends <= {
+        (grpc.StatusCode.UNAVAILABLE, "the engine is being shut down"),
+        (grpc.StatusCode.FAILED_PRECONDITION, "model not loaded"),
+    }
+
+
 def test_free_of_an_engine_that_hangs(backend: Backend, scripted: Path) -> None:
     assert backend.load(model_options(scripted, *PARSERS)).success
     with Streams(backend) as streams:

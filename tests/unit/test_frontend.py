@@ -151,6 +151,19 @@ async def test_what_it_does_not_know_either(frontend: Frontend, main: Main) -> N
     assert await frontend.explained(error) is error
 
 
+async def test_a_model_that_has_gone_from_under_a_request(frontend: Frontend) -> None:
+    await frontend.attach(b"")
+    await frontend.open("a")
+    frontend.model_for("")
+    frontend.peer = cast("Peer", Main(None))
+    error = RuntimeError()
+    assert await frontend.explained(error) is error
+    await frontend.detach()
+    found = await frontend.explained(error)
+    assert isinstance(found, EngineGone)
+    assert str(found) == "the engine is being shut down"
+
+
 async def test_its_own_client_that_fails_is_reported_without_a_request(frontend: Frontend) -> None:
     await frontend.attach(b"")
     main = Main("frontend 2: x")

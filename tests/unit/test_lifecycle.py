@@ -470,6 +470,30 @@ async def test_what_a_caller_hears_of_a_shutdown(lifecycle: Lifecycle) -> None:
     await lifecycle.check_health()
 
 
+@pytest.mark.parametrize("successor", [None, "b"])
+async def test_what_a_caller_hears_whose_model_was_unloaded(lifecycle: Lifecycle, successor: str | None) -> None:
+    async def request() -> tuple[bool, list[Exception]]:
+        lifecycle.model_for("")
+        before = await lifecycle.explained(thread)
+        serving.set()
+        await unloaded.wait()
+        return before is thread, [await lifecycle.explained(error) for error in (thread, died, odd)]
+
+    thread, died, odd = RuntimeError("after shutdown"), EngineGone("died"), InvalidRequest("Prompt", "is odd")
+    serving, unloaded = asyncio.Event(), asyncio.Event()
+    await lifecycle.load(options())
+    asking = asyncio.create_task(request())
+    await serving.wait()
+    await (lifecycle.free() if successor is None else lifecycle.load(options(successor)))
+    unloaded.set()
+    unchanged, (*gone, other) = await asking
+    assert unchanged
+    assert [str(error) for error in gone if isinstance(error, EngineGone)] == ["the engine is being shut down"] * 2
+    assert other is odd
+    # A request for the next one has nothing to do with that.
+    assert await lifecycle.explained(thread) is thread
+
+
 async def test_who_watches_hears_of_each_state_once(lifecycle: Lifecycle, fake: type[FakeModel]) -> None:
     seen: list[State] = []
     lifecycle.on_state(seen.append)
