@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.pb import backend_pb2 as pb
+from common.pb import backend_pb2_grpc as pb_grpc
 from tests.certificates import Authority
 from tests.process.orchestrator import PROBE_SECONDS, Backend, eventually, free_port
 from tests.process.test_frontends import LISTEN_SECONDS, TRIES, on_each, running, same
@@ -32,6 +33,23 @@ def test_the_token_is_asked_for_by_all() -> None:
             grpc.StatusCode.FAILED_PRECONDITION,
             "model not loaded",
         )
+
+
+def test_headers_pass_through_all_up_to_the_same_size() -> None:
+    """What is passed on has a little more of them."""
+
+    def passes(stub: pb_grpc.BackendStub, size: int) -> bool:
+        try:
+            stub.Health(pb.HealthMessage(), metadata=[("padding", "x" * size)], timeout=PROBE_SECONDS)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # noqa: PT017  # what else it raises is a failure
+            return False
+        return True
+
+    with running(2) as frontends, frontends.each() as stubs:
+        found = {size: [passes(stub, size) for stub in stubs.values()] for size in range(15_500, 16_500, 20)}
+    assert [answers for answers in found.values() if any(answers) is not all(answers)] == []
+    assert {answers[0] for answers in found.values()} == {True, False}
 
 
 def test_probes_of_all_hear_of_the_end() -> None:
