@@ -17,6 +17,8 @@ GONE_SECONDS = 5.0
 _PATIENCE = 60.0
 _LOOK_SECONDS = 0.1
 _KEPT_LOG = 20_000
+# How the log calls what was answered with INTERNAL.
+_OF_A_BUG = "internal error"
 CONTEXTS = (4096, 2048)
 
 
@@ -29,7 +31,7 @@ class Parent:
         life: how many servers there have been.
         context: the context length that the model is loaded with.
         worker_apart: whether it is loaded into an engine with a worker process, which one on a CPU has not.
-        last_words: the end of what the latest server that has ended had written.
+        last_words: what a server has written around a bug, or else the end of what the latest to end had written.
 
     """
 
@@ -108,7 +110,12 @@ class Parent:
 
     def _bury(self, backend: Backend) -> None:
         status = backend.exit_status
-        self.last_words = backend.stderr[-_KEPT_LOG:]
+        log = backend.stderr
+        bug = log.find(_OF_A_BUG)
+        if bug >= 0:
+            self.last_words = log[max(bug - _KEPT_LOG // 2, 0) : bug + _KEPT_LOG // 2]
+        elif _OF_A_BUG not in self.last_words:
+            self.last_words = log[-_KEPT_LOG:]
         if status is not None and not self._stopping and status not in self.expected_exits:
             self._record.violation(f"exit status {status}, {self.expected_exits} expected: {backend.last_stderr_line}")
         started = time.monotonic()

@@ -18,7 +18,7 @@ FOLDER = REPOSITORY / ".chaos"
 
 
 def write(outcome: Outcome, found: list[str], folder: Path = FOLDER) -> Path:
-    """Write the report, its figure, the samples and the last server's log into `folder`; returns the first."""
+    """Write the report, its figure, the samples and the log that says most into `folder`; returns the first."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "chaos.svg").write_text(figure(outcome.sampler.rows), encoding="utf-8")
     (folder / "server.log").write_text(outcome.last_words, encoding="utf-8")

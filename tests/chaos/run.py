@@ -43,7 +43,7 @@ class Outcome:
     record: Record
     sampler: Sampler
     last_words: str
-    """The end of the last server's log."""
+    """Of a server's log what says most."""
     ended: list[str]
     """Tasks of ours that failed, which is a mistake of the harness or an answer of a shape that can't be."""
 

@@ -406,9 +406,9 @@ def eventually(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 def name(process: psutil.Process) -> str:
-    """How a process calls itself; empty when it is gone."""
+    """How a process calls itself; empty when it is gone, or so far gone that its memory is."""
     try:
-        return " ".join(process.cmdline()).strip() or str(process.name())
+        return " ".join(process.cmdline()).strip()
     except psutil.Error:
         return ""
 
