@@ -118,25 +118,27 @@ class Run:
                 continue
             if message.reasoning:
                 yield Delta(reasoning=message.reasoning)
-            if text := _clean(message.content or ""):
+            if message.content and (text := _clean(message.content)):
                 yield Delta(content=text)
             calls = message.tool_calls
             if self._request.one_call:
                 calls = [call for call in calls if call.index == 0]
-            if fragments := [self._whole_characters(_fragment(call)) for call in calls]:
-                yield Delta(tool_calls=fragments)
+            if calls:
+                yield Delta(tool_calls=[self._fragment(call) for call in calls])
 
-    def _whole_characters(self, fragment: ToolCall) -> ToolCall:
-        """`fragment` with the half of a surrogate pair that the last one of its call ended with, and without its own.
+    def _fragment(self, call: Any) -> ToolCall:
+        """With the half of a surrogate pair that the last one of its call ended with, and without its own.
 
         A model may write a character in two escapes, which parsers give as two halves.
         """
-        text = self._halves.pop(fragment.index, "") + fragment.arguments
+        function = call.function
+        name, text = (function.name or "", function.arguments or "") if function else ("", "")
+        if self._halves:
+            text = self._halves.pop(call.index, "") + text
         if text and "\ud800" <= text[-1] <= "\udbff":
-            self._halves[fragment.index] = text[-1]
+            self._halves[call.index] = text[-1]
             text = text[:-1]
-        fragment.arguments = text
-        return fragment
+        return ToolCall(call.index, call.id or "", name, text)
 
     def _fresh_parser(self) -> Parser | None:
         # A raw prompt's answer is text, whatever it looks like.
@@ -201,16 +203,6 @@ class Run:
         check_finish(completion.finish_reason)
         self.usage.prompt_ms, self.usage.generation_ms = self._clock.times(output.metrics)
         logger.debug("request %s: %s after %s", self._request.request_id, completion.finish_reason, self.usage)
-
-
-def _fragment(call: Any) -> ToolCall:
-    function = call.function
-    return ToolCall(
-        call.index,
-        call.id or "",
-        (function.name or "") if function else "",
-        (function.arguments or "") if function else "",
-    )
 
 
 def _clean(text: str) -> str:

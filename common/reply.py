@@ -85,7 +85,7 @@ def chunk(delta: Delta, usage: Usage) -> pb.Reply:
     elif reasoning := delta.reasoning:
         part.reasoning_content = reasoning
     else:
-        part.tool_calls.extend(_tool_calls(delta.tool_calls))
+        _add(part, delta.tool_calls)
     reply.tokens = usage.completion_tokens
     reply.prompt_tokens = usage.prompt_tokens
     return reply
@@ -106,18 +106,21 @@ def whole(completion: Completion) -> pb.Reply:
     """The reply to a unary Predict."""
     reply = last_chunk(completion.usage, completion.logprobs)
     reply.message = completion.content.encode()
-    reply.chat_deltas.append(
-        pb.ChatDelta(
-            content=completion.content,
-            reasoning_content=completion.reasoning,
-            tool_calls=_tool_calls(completion.tool_calls),
-        )
-    )
+    part = reply.chat_deltas.add(content=completion.content, reasoning_content=completion.reasoning)
+    _add(part, completion.tool_calls)
     return reply
 
 
-def _tool_calls(calls: Iterable[ToolCall]) -> list[pb.ToolCallDelta]:
-    return [pb.ToolCallDelta(index=c.index, id=c.id, name=_text(c.name), arguments=_text(c.arguments)) for c in calls]
+def _add(part: pb.ChatDelta, calls: Iterable[ToolCall]) -> None:
+    for call in calls:
+        added = part.tool_calls.add()
+        added.index = call.index
+        if call.id:
+            added.id = call.id
+        if call.name:
+            added.name = _text(call.name)
+        if call.arguments:
+            added.arguments = _text(call.arguments)
 
 
 def _text(text: str) -> str:
