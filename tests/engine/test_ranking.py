@@ -33,6 +33,7 @@ from tests.models.listwise import IDS
 
 QUERY = "Was ist die Hauptstadt von Frankreich?"
 MANY = 1000
+ROUNDING = 1e-6
 DOCUMENTS = [*TEXT.splitlines(), "Paris", "Paris", "", " \n", "北京 🎉 e\u0301" * 3, QUERY]
 
 Reference = Callable[[Path, Any, str, Sequence[str]], list[float]]
@@ -111,12 +112,16 @@ async def test_scores(engines: Engines, kind: str) -> None:
     assert [each.text for each in result.results] == [DOCUMENTS[each.index] for each in result.results]
     order = [(-each.relevance_score, each.index) for each in result.results]
     assert order == sorted(order)
-    assert found[4] == found[5]  # "Paris" twice
+    # "Paris" twice; how sums are rounded depends on what else is in the batch.
+    assert found[4] == pytest.approx(found[5], abs=ROUNDING)
     assert result.usage.total_tokens == result.usage.prompt_tokens == used(kind, tokenizer)
 
     for top_n in (1, 3, len(DOCUMENTS), 1000):
         best = await model.rerank(pb.RerankRequest(query=QUERY, documents=DOCUMENTS, top_n=top_n))
-        assert [each.index for each in best.results] == [each.index for each in result.results][:top_n]
+        assert len(best.results) == min(top_n, len(DOCUMENTS))
+        for one, other in zip(best.results, result.results, strict=False):
+            assert one.relevance_score == pytest.approx(other.relevance_score, abs=ROUNDING)
+            assert one.relevance_score == pytest.approx(found[one.index], abs=ROUNDING)
         assert best.usage == result.usage
 
     if kind == "cross_encoder":  # counted in tokens, whatever the characters
