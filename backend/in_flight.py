@@ -39,9 +39,9 @@ class InFlight:
         return model
 
     def explained(self, error: Exception, model: object) -> Exception:
-        """`error` of the calling task, for which a model that has gone from under it accounts; `model` is there now.
+        """`error` of the calling task, or that its engine was stopped, where its model is not `model`, the present one.
 
-        What it fails with then is chance: a step of it may find vLLM's threads ended, or no engine.
+        What a request ends with then is chance: a step of it may find vLLM's threads ended, or no engine.
         """
         task = asyncio.current_task()
         its = None if task is None else self.tasks.get(task)

@@ -49,9 +49,11 @@ class Client:
 
     async def shut(self) -> None:
         """End it before anyone has used it, and the engine with it where it has started that."""
-        await asyncio.to_thread(self.llm.shutdown, 0)
-        if self.admitted is not None:
-            self.admitted.close()
+        try:
+            await asyncio.to_thread(self.llm.shutdown, 0)
+        finally:
+            if self.admitted is not None:
+                self.admitted.close()
 
 
 class Engine:

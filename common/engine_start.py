@@ -132,14 +132,18 @@ def _launched(
 
 def new_client(plan: LoadPlan, config: VllmConfig, throughput: Throughput | None, place: Place | None = None) -> Client:
     """The client of the engine that runs at `place`; without one, of an engine that it starts. Blocks."""
-    admitted = None if place is None else Admitted(place)
+    admitted: Admitted | None = None
+    among_others: dict[str, Any] = {}
+    if place is not None:
+        admitted = Admitted(place)
+        among_others = arguments(place, admitted)
     llm = AsyncLLM.from_vllm_config(
         config,
         usage_context=UsageContext.ENGINE_CONTEXT,
         enable_log_requests=bool(plan.engine_args.get("enable_log_requests")),
         disable_log_stats=throughput is None,
         stat_loggers=_stat_loggers(throughput, is_scraped=plan.scraped),
-        **({} if place is None else arguments(place, admitted)),
+        **among_others,
     )
     return Client(llm, admitted)
 

@@ -196,7 +196,7 @@ class Shared:
         llm.engine_core.start_engine_core_monitor()
 
 
-def arguments(place: Place, admitted: Admitted | None) -> dict[str, Any]:
+def arguments(place: Place, admitted: Admitted) -> dict[str, Any]:
     """What makes an `AsyncLLM` the client at that place."""
     return {
         "client_addresses": {**place.addresses, "mp_admission_counters": admitted},

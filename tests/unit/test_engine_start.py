@@ -21,6 +21,19 @@ class Launched(Shared):
         llm.adopted = True
 
 
+async def test_a_client_that_is_shut_leaves_no_counters_even_where_vllm_fails(tmp_path: Path) -> None:
+    counters = tmp_path / "counters"
+    counters.write_bytes(bytes(64))
+
+    def shutdown(_timeout: float) -> None:
+        raise OSError
+
+    llm: Any = SimpleNamespace(shutdown=shutdown)
+    with pytest.raises(OSError):
+        await Client(llm, Admitted(Place(0, 2, {}, str(counters)))).shut()
+    assert not counters.exists()
+
+
 @pytest.mark.parametrize("comes_up", [True, False])
 def test_the_counters_of_all_clients_go_with_a_load_that_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, comes_up: bool

@@ -494,6 +494,24 @@ async def test_what_a_caller_hears_whose_model_was_unloaded(lifecycle: Lifecycle
     assert await lifecycle.explained(thread) is thread
 
 
+async def test_what_a_caller_hears_that_a_shutdown_did_not_wait_for(lifecycle: Lifecycle) -> None:
+    async def request() -> Exception:
+        lifecycle.model_for("")
+        await unloaded.wait()
+        return await lifecycle.explained(RuntimeError("after shutdown"))
+
+    unloaded = asyncio.Event()
+    await lifecycle.load(options())
+    asking = asyncio.create_task(request())
+    await asyncio.sleep(0)
+    lifecycle.drain()
+    await lifecycle.free()
+    unloaded.set()
+    found = await asking
+    assert isinstance(found, EngineGone)
+    assert str(found) == "the server is shutting down"
+
+
 async def test_who_watches_hears_of_each_state_once(lifecycle: Lifecycle, fake: type[FakeModel]) -> None:
     seen: list[State] = []
     lifecycle.on_state(seen.append)
