@@ -33,7 +33,7 @@ test: ## run the tests (TESTS=tests/unit for one room)
 	@./install.sh --extra demo --extra test
 	$(PYTHON) -m pytest $(TESTS)
 
-bench: ## measure beside vLLM's own servers and AsyncLLM in process, two hours or three; into docs/benchmarks (BENCH="--fleet toy")
+bench: ## measure beside vLLM's own servers and AsyncLLM in process, three hours; into docs/benchmarks (BENCH="--fleet toy")
 	@./install.sh --extra demo --extra test --extra bench
 	$(PYTHON) -m tests.bench $(BENCH)
 

@@ -33,6 +33,12 @@ def main() -> int:
     cells = [cell for cell in (plan.QUICK if given.quick else plan.FULL) if _wanted(cell, given)]
     measured: list[Measured] = []
     failed = False
+    if not given.dry:
+        try:
+            report.check_machine(given.folder)
+        except report.OtherMachineError as error:
+            print(error, file=sys.stderr)
+            return 2
     with Player() as player:
         for fleet in dict.fromkeys(cell.fleet for cell in cells):
             systems = [
@@ -43,16 +49,17 @@ def main() -> int:
             with running(systems):
                 for cell in (cell for cell in cells if cell.fleet == fleet):
                     try:
-                        measured.append(_measure(cell, systems, given.rounds))
+                        measured.append(_measure(cell, systems, given.rounds or plan.rounds(cell)))
                     except UnfairError as error:
                         print(f"{cell}: {error}", file=sys.stderr, flush=True)
                         failed = True
                     else:
                         print(report.table(measured[-1]), flush=True)
+                        if not given.dry:  # hours of work are not lost with the last cell
+                            report.write(given.folder, measured, list(verdicts(measured)))
     found = list(verdicts(measured))
     print(report.judgement(found))
     if not given.dry:
-        report.write(given.folder, measured, found)
         print(f"in {given.folder}")
     return 1 if failed or not all(verdict.holds for verdict in found) else 0
 
@@ -60,7 +67,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cells, in five minutes")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="how often each system has its turn; as the plan has it by default")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the report goes; cells of old runs stay")
     parser.add_argument("--dry", action="store_true", help="write no report")
     parser.add_argument("--system", action="append", help="only these systems, such as ours; may be repeated")
@@ -99,7 +106,7 @@ def _measure(cell: Cell, systems: Sequence[System], rounds: int) -> Measured:
 
 def _turn(cell: Cell, system: System, ask: Ask) -> tuple[Round, set[tuple[int, int]], int]:
     """Figures, the lengths of prompts and answers, and how many ran at once in the turn that had fewest."""
-    times = plan.TURNS_OF_ONE if cell.streams == 1 else 1
+    times = plan.repeats(cell)
     connections = cell.connections or cell.streams
     system.resume()
     time.sleep(_SETTLE_SECONDS)

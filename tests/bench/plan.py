@@ -16,6 +16,10 @@ STREAMS = (1, 8, 32, 64, 128, 256)
 TOKENS = (128, 1024)
 # One stream is over soon: so many one after the other make a turn.
 TURNS_OF_ONE = 8
+# SmolLM2 takes minutes for more tokens than these.
+MANY_TOKENS = 4096
+ROUNDS = 3
+FEW_ROUNDS = 2
 ENGINE: Mapping[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -92,11 +96,30 @@ def systems(name: str, player: Player) -> list[System]:
 
 
 def contenders(cell: Cell, running: Sequence[System]) -> Iterator[tuple[str, System, bool]]:
-    """Name, system, and whether it streams; nobody streams embeddings, and one at a time whole is no other work."""
+    """Name, system, and whether it streams; nobody streams embeddings, and one at a time whole is no other work.
+
+    Where the engine takes minutes, how its answers are sent makes no difference.
+    """
     for system in running:
         yield system.name, system, cell.scenario != EMBED
-        if cell.scenario != EMBED and cell.streams > 1 and not isinstance(system, VllmGrpc):
+        whole_too = cell.scenario != EMBED and cell.streams > 1 and not _takes_minutes(cell)
+        if whole_too and not isinstance(system, VllmGrpc):
             yield system.name + UNARY, system, False
+
+
+def rounds(cell: Cell) -> int:
+    """How often each system has its turn."""
+    return FEW_ROUNDS if _takes_minutes(cell) else ROUNDS
+
+
+def repeats(cell: Cell) -> int:
+    """How often all streams ask in one turn."""
+    soon_over = cell.streams == 1 and cell.tokens <= min(TOKENS) and cell.fleet != "smollm2"
+    return TURNS_OF_ONE if soon_over else 1
+
+
+def _takes_minutes(cell: Cell) -> bool:
+    return cell.fleet == "smollm2" and cell.streams * cell.tokens > MANY_TOKENS
 
 
 def in_order(round_number: int, names: Sequence[Any]) -> list[Any]:

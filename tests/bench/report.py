@@ -43,6 +43,20 @@ def judgement(found: Sequence[Verdict]) -> str:
     return "\n".join([*lines, ""])
 
 
+class OtherMachineError(Exception):
+    """A folder has figures of another CPU, which are nothing to set new ones beside."""
+
+
+def check_machine(folder: Path) -> None:
+    """Raise `OtherMachineError` where `write` would put figures of this machine beside those of another."""
+    path = folder / RESULTS
+    if not path.exists():
+        return
+    theirs, ours = json.loads(path.read_text(encoding="utf-8"))["machine"]["CPU"], _machine()["CPU"]
+    if theirs != ours:
+        raise OtherMachineError(f"{folder} has figures of {theirs}, and this machine is {ours}: use --folder, or --dry")
+
+
 def write(folder: Path, measured: Sequence[Measured], found: Sequence[Verdict]) -> None:
     """Results, README.md and plots into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

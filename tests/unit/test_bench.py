@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.bench import client, report
+from tests.bench import client, plan, report
 from tests.bench.figures import (
     FIGURES,
     GRPC,
@@ -28,7 +28,6 @@ from tests.bench.figures import (
     verdicts,
 )
 from tests.bench.observed import Stream, observed, percentile
-from tests.bench.plan import FLEETS, FULL, QUICK, in_order
 
 MANY = Cell("toy", "plain", 128, 128)
 
@@ -142,14 +141,41 @@ def test_a_report_keeps_what_was_not_measured_again(tmp_path: Path, monkeypatch:
     assert len(json.loads((tmp_path / report.RESULTS).read_text())["cells"]) == 2
 
 
+def test_figures_of_two_machines_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.bench.plots.draw", lambda *_: None)
+    report.check_machine(tmp_path)  # nothing there yet
+    report.write(tmp_path, [measured(MANY)], [])
+    report.check_machine(tmp_path)
+    monkeypatch.setattr(report, "_machine", lambda: {"CPU": "64 cores of another"})
+    with pytest.raises(report.OtherMachineError, match=r"and this machine is 64 cores of another: use --folder"):
+        report.check_machine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "rounds", "repeats"),
+    [
+        (Cell("toy", "plain", 1, 128), 3, 8),
+        (Cell("toy", "plain", 1, 1024), 3, 1),
+        (Cell("toy", "plain", 256, 1024), 3, 1),
+        (Cell("smollm2", "plain", 1, 128), 3, 1),
+        (Cell("smollm2", "plain", 32, 128), 3, 1),
+        (Cell("smollm2", "plain", 256, 128), 2, 1),
+        (Cell("embeddings", "embed", 1, 0), 3, 8),
+    ],
+    ids=str,
+)
+def test_how_often_a_cell_is_measured(cell: Cell, rounds: int, repeats: int) -> None:
+    assert (plan.rounds(cell), plan.repeats(cell)) == (rounds, repeats)
+
+
 def test_every_cell_is_of_a_fleet_and_quick_is_part_of_all() -> None:
-    assert {cell.fleet for cell in FULL} == set(FLEETS)
-    assert set(QUICK) < set(FULL)
-    assert len(set(FULL)) == len(FULL)
+    assert {cell.fleet for cell in plan.FULL} == set(plan.FLEETS)
+    assert set(plan.QUICK) < set(plan.FULL)
+    assert len(set(plan.FULL)) == len(plan.FULL)
 
 
 def test_everybody_is_first_and_last_in_some_round() -> None:
-    orders = [in_order(number, "abcd") for number in range(8)]
+    orders = [plan.in_order(number, "abcd") for number in range(8)]
     assert {order[0] for order in orders} == {order[-1] for order in orders} == set("abcd")
 
 
