@@ -110,12 +110,7 @@ class Parent:
 
     def _bury(self, backend: Backend) -> None:
         status = backend.exit_status
-        log = backend.stderr
-        bug = log.find(_OF_A_BUG)
-        if bug >= 0:
-            self.last_words = log[max(bug - _KEPT_LOG // 2, 0) : bug + _KEPT_LOG // 2]
-        elif _OF_A_BUG not in self.last_words:
-            self.last_words = log[-_KEPT_LOG:]
+        self.last_words = kept(backend.stderr, self.last_words)
         if status is not None and not self._stopping and status not in self.expected_exits:
             self._record.violation(f"exit status {status}, {self.expected_exits} expected: {backend.last_stderr_line}")
         started = time.monotonic()
@@ -130,3 +125,11 @@ class Parent:
     async def wait_until_ready(self) -> None:
         """Wait for a model; TimeoutError where none comes."""
         await asyncio.wait_for(self.ready.wait(), _PATIENCE)
+
+
+def kept(log: str, before: str) -> str:
+    """Of the log of a server that has ended, what is worth more than `before`, which others have left; or that."""
+    bug = log.find(_OF_A_BUG)
+    if bug >= 0:
+        return log[max(bug - _KEPT_LOG // 2, 0) : bug + _KEPT_LOG // 2]
+    return before if _OF_A_BUG in before else log[-_KEPT_LOG:]

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from tests.chaos.clients import KINDS, chosen
+from tests.chaos.parent import kept
 from tests.chaos.record import GONE, NOTHING, Record
 from tests.chaos.report import write
 from tests.chaos.run import Outcome
@@ -101,6 +102,18 @@ def test_the_report_of_a_run(tmp_path: Path) -> None:
     assert len((tmp_path / "samples.tsv").read_text().splitlines()) == 50
     assert (tmp_path / "server.log").read_text() == "the log"
     assert (tmp_path / "chaos.svg").read_text().count("<polyline") == 3
+
+
+def test_the_log_of_the_server_that_had_a_bug_is_kept() -> None:
+    calm, long = "a calm end", "x" * 100_000
+    bug = f"{long}internal error: a cause{long}"
+    assert kept(calm, "") == kept(calm, "an older calm end") == calm
+    of_the_bug = kept(bug, calm)
+    assert "internal error: a cause" in of_the_bug
+    assert len(of_the_bug) < len(long)
+    assert kept(calm, of_the_bug) == of_the_bug
+    assert kept("internal error: another", of_the_bug) == "internal error: another"
+    assert 0 < len(kept(long, "")) < len(long)
 
 
 def test_clients_of_some_kinds() -> None:
