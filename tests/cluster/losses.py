@@ -19,7 +19,8 @@ from tests.process.wire import ENDLESS, predict_options
 
 # What is promised.
 STREAM_SECONDS = 5.0
-RECOVERY_SECONDS = 60.0
+# Not a promise: nearly all of it is the start of an engine and a rank, which took 20 to 80 on machines of two cores.
+RECOVERY_SECONDS = 150.0
 # How long a cable is out: longer than either side needs to notice.
 CUT_SECONDS = 8.0
 LOST = "the connection with the ranks at"

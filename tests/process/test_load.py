@@ -109,7 +109,7 @@ def test_who_does_not_read_costs_no_memory(serving: Backend) -> None:
         time.sleep(3)
     before = serving.rss()
     with neighbours(serving, reading=False) as calls:
-        eventually(lambda: not engine.works(engine.rate(0.5)), 60, "the engine is done with all of them")
+        eventually(lambda: not engine.works(engine.rate(0.5)), 180, "the engine is done with all of them")
         growth = serving.rss() - before
         with Heart(serving, f"{SLOW} answers that nobody reads"):
             time.sleep(1)

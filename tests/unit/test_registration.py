@@ -62,7 +62,8 @@ async def test_a_node_s_life() -> None:
         stand_in.in_flight = [2, 0]
         stand_in.calls.clear()
         await membership.leave()
-        assert stand_in.calls == ["drain", "models", "models", "deregister"]
+        # One more heartbeat may have been on its way.
+        assert [call for call in stand_in.calls if call != "heartbeat"] == ["drain", "models", "models", "deregister"]
         assert stand_in.registrations == [{**NODE, "token": TOKEN}]
         assert stand_in.heartbeats[0] == {"available_ram": 7}
 
