@@ -12,7 +12,7 @@ PROMPT ?= What is the capital of France?
 TESTS ?= tests
 FUZZ_CASES ?= 100000
 
-.PHONY: help demo test bench bench-quick fuzz chaos control test-bundle test-cluster check install lock clean
+.PHONY: help demo test test-all bench bench-quick fuzz chaos control test-bundle test-cluster check install lock clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -30,6 +30,10 @@ demo: ## install, load a model (MODEL=folder, GGUF file or hub id; default: Smol
 	fi
 
 test: ## run the tests (TESTS=tests/unit for one room)
+	@./install.sh --extra demo --extra test
+	$(PYTHON) -m pytest -m "not slow" $(TESTS)
+
+test-all: ## run those, too, that start a server or an engine for one more way to the same end
 	@./install.sh --extra demo --extra test
 	$(PYTHON) -m pytest $(TESTS)
 

@@ -378,9 +378,12 @@ def test_a_load_that_is_given_up_while_the_others_are_attached(three: Frontends,
 
 def test_the_end_waits_for_the_streams_of_all(three: Frontends) -> None:
     """The last of this server: SIGTERM to the group."""
-    with EachStreams(three, predict_options(line("long"))) as streams:
+    short = predict_options(line("long"), Tokens=60)  # which a slow machine writes within the five seconds, too
+    with EachStreams(three, short) as streams:
         assert three.backend.stop().status == 0
-    assert set(streams.texts.values()) == {line("long").content}
+    text = same(list(streams.texts.values()))
+    assert len(text) > 20
+    assert line("long").content.startswith(text)
     assert {code for code, _ in streams.ends.values()} == {grpc.StatusCode.OK}
     assert three.backend.left() == []
 
@@ -395,6 +398,7 @@ def two(scripted: Path) -> Iterator[Frontends]:
         yield frontends
 
 
+@pytest.mark.slow
 def test_streams_that_do_not_end_are_ended_alike(two: Frontends) -> None:
     with EachStreams(two) as streams:
         stop = two.backend.stop()
@@ -429,7 +433,7 @@ def test_a_frontend_dies_and_the_server_ends_with_it(two: Frontends) -> None:
     assert two.backend.left() == []
 
 
-@pytest.mark.parametrize("moment", ["no model", "loading"])
+@pytest.mark.parametrize("moment", ["no model", pytest.param("loading", marks=pytest.mark.slow)])
 def test_a_frontend_dies_before_there_is_a_model(scripted: Path, moment: str) -> None:
     with running(3) as frontends, contextlib.ExitStack() as stack:
         victim = frontends.pids()[-1]
@@ -450,6 +454,7 @@ def test_the_main_process_is_killed_and_nothing_is_left(two: Frontends) -> None:
     assert {code for code, _ in streams.ends.values()} == {grpc.StatusCode.UNAVAILABLE}
 
 
+@pytest.mark.slow
 def test_a_frontend_that_hangs_ends_the_server_when_it_matters(two: Frontends) -> None:
     _, victim = two.pids()
     psutil.Process(victim).suspend()
@@ -498,6 +503,7 @@ def test_limits_hold_over_all(scripted: Path) -> None:
         eventually(lambda: on_each(frontends, predict) == [line("plain").content] * 2, 10, "room again")
 
 
+@pytest.mark.slow
 def test_prompt_tokens_that_wait_are_counted_over_all(scripted: Path) -> None:
     limits = {"BACKEND_MAX_RUNNING_REQUESTS": "1", "BACKEND_MAX_WAITING_TOKENS": "300"}
     with running(2, **limits) as frontends:
@@ -516,6 +522,7 @@ def test_prompt_tokens_that_wait_are_counted_over_all(scripted: Path) -> None:
         eventually(lambda: on_each(frontends, predict) == [line("plain").content] * 2, 10, "room again")
 
 
+@pytest.mark.slow
 def test_embeddings_of_all() -> None:
     with running(2) as frontends:
         options = model_options(ensure("minilm"), Embeddings=True)
@@ -566,6 +573,7 @@ def test_one_frontend_is_as_ever() -> None:
             assert other.wait_for_exit(STOP_SECONDS) == 2
 
 
+@pytest.mark.slow
 def test_data_parallel_ranks_behind_all(scripted: Path) -> None:
     with running(2) as frontends:
         options = model_options(scripted, *PARSERS, EngineArgs=json.dumps({"data_parallel_size": 2}))
@@ -578,6 +586,7 @@ def test_data_parallel_ranks_behind_all(scripted: Path) -> None:
         assert (total(frontends.metrics, "vllm:request_success_total") or 0) == 6
 
 
+@pytest.mark.slow
 def test_adapters_of_all(scripted: Path) -> None:
     """One of them scaled, which is written for the engine and must outlive no server."""
     lyon = ensure("adapters") / "lyon"

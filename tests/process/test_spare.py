@@ -78,7 +78,7 @@ def test_killed_before_it_is_needed(scripted: Path) -> None:
     ("arguments", "why"),
     [
         ({"distributed_executor_backend": "mp"}, "the engine has several processes"),
-        ({"enforce_eager": False}, "TORCHDYNAMO_DISABLE"),
+        pytest.param({"enforce_eager": False}, "TORCHDYNAMO_DISABLE", marks=pytest.mark.slow),
     ],
     ids=["several", "compiled"],
 )
