@@ -7,7 +7,7 @@ DELTA outputs; a whole answer for FINAL_ONLY, so that nothing is done per token.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, cast
 
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
@@ -62,7 +62,7 @@ class Run:
                     continue
                 # Made after rendering, which lets the parser change the request that it will parse.
                 parser = parser or self._fresh_parser()
-                for delta in self._parsed(cast("Parser", parser), output):
+                for delta in joined(self._parsed(cast("Parser", parser), output)):
                     yield delta
         if self._halves:
             yield Delta(tool_calls=[ToolCall(index, arguments=half) for index, half in self._halves.items()])
@@ -98,39 +98,33 @@ class Run:
             logprobs=self.logprobs,
         )
 
-    def _parsed(self, parser: Parser, output: RequestOutput) -> Iterable[Delta]:
+    def _parsed(self, parser: Parser, output: RequestOutput) -> Iterator[Delta]:
         completion = output.outputs[0]
         if self._token_by_token is not None:
             pieces = self._token_by_token.pieces(output)
         else:
             pieces = [(completion.text, list(completion.token_ids), completion.finish_reason is not None)]
-        prompt_ids = output.prompt_token_ids
-        if len(pieces) == 1:
-            return self._piece(parser, prompt_ids, *pieces[0])
-        return joined(delta for piece in pieces for delta in self._piece(parser, prompt_ids, *piece))
-
-    def _piece(
-        self, parser: Parser, prompt_ids: list[int] | None, text: str, token_ids: list[int], finished: bool
-    ) -> Sequence[Delta]:
-        """What the parser makes of a piece of the answer: at most one delta of each kind."""
-        if not (text or token_ids or finished):
-            return ()  # a step of a chunked prefill
-        message = parser.parse_delta(
-            text, token_ids, self._request.openai, prompt_token_ids=prompt_ids, finished=finished
-        )
-        if message is None:
-            return ()
-        found = []
-        if message.reasoning:
-            found.append(Delta(reasoning=message.reasoning))
-        if message.content and (content := _clean(message.content)):
-            found.append(Delta(content=content))
-        calls = message.tool_calls
-        if self._request.one_call:
-            calls = [call for call in calls if call.index == 0]
-        if calls:
-            found.append(Delta(tool_calls=[self._fragment(call) for call in calls]))
-        return found
+        for piece, token_ids, finished in pieces:
+            if not (piece or token_ids or finished):
+                continue  # a step of a chunked prefill
+            message = parser.parse_delta(
+                piece,
+                token_ids,
+                self._request.openai,
+                prompt_token_ids=output.prompt_token_ids,
+                finished=finished,
+            )
+            if message is None:
+                continue
+            if message.reasoning:
+                yield Delta(reasoning=message.reasoning)
+            if message.content and (text := _clean(message.content)):
+                yield Delta(content=text)
+            calls = message.tool_calls
+            if self._request.one_call:
+                calls = [call for call in calls if call.index == 0]
+            if calls:
+                yield Delta(tool_calls=[self._fragment(call) for call in calls])
 
     def _fragment(self, call: Any) -> ToolCall:
         """With the half of a surrogate pair that the last one of its call ended with, and without its own.
