@@ -14,8 +14,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 prepare_environment()
 
-from common import spare  # noqa: E402  # after the environment is prepared
-from common.engine_log import StageClock  # noqa: E402  # as above
+from common.engine_log import StageClock  # noqa: E402  # after the environment is prepared
 from common.model import Model, plan_load  # noqa: E402
 from common.pb import backend_pb2 as pb  # noqa: E402
 from tests.models import ensure  # noqa: E402
@@ -57,8 +56,6 @@ class Engines:
             await self.close()
             self._model = await Model.load(plan_load(wire), StageClock(lambda _stage, _seconds: None))
             self._key = key
-            # Imports vLLM for the next engine while this one's tests run.
-            spare.start()
         return self._model
 
     async def close(self) -> None:
@@ -75,8 +72,6 @@ async def engines() -> AsyncIterator[Engines]:
     engines = Engines()
     yield engines
     await engines.close()
-    if (waiting := spare._take()) is not None:
-        waiting.end()
     os.environ.clear()
     os.environ.update(environment)
 
