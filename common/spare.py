@@ -8,6 +8,7 @@ its own, as from vLLM itself.
 """
 
 import contextlib
+import gc
 import glob
 import importlib
 import importlib.util
@@ -137,8 +138,7 @@ def main(calls: int, tracker: int, data: int) -> None:
         from setproctitle import setproctitle  # vLLM's
 
         setproctitle("VLLM::Spare")
-        for name in _MODULES:
-            importlib.import_module(name)
+        _import_all()
     with socket.socket(fileno=calls) as connection:
         _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
         if not descriptors:
@@ -150,6 +150,21 @@ def main(calls: int, tracker: int, data: int) -> None:
         del os.environ[name]
     os.environ.update(environment)
     spawn.spawn_main(data, tracker_fd=tracker)
+
+
+def _import_all() -> None:
+    """Import what an engine needs, and count it as made for good.
+
+    Else the collector would look through all modules so far, again and again, for a seventh of the time. What it would
+    have found, 17 MB, stays.
+    """
+    gc.disable()
+    try:
+        for name in _MODULES:
+            importlib.import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _tracker() -> int:

@@ -1,7 +1,11 @@
 """What the spare process is started with, and which engines it can become."""
 
+import contextlib
+import gc
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,6 +113,22 @@ def test_which_variables_a_running_process_can_take_over() -> None:
 def test_no_second_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup, "processors", lambda: 1.5)
     assert added() is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_collected_while_it_imports(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "what_engines_need.py").write_text(f"import gc\nseen = gc.isenabled()\nassert not {fails}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(spare, "_MODULES", ("what_engines_need",))
+    try:
+        with pytest.raises(AssertionError) if fails else contextlib.nullcontext():
+            spare._import_all()
+        assert gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+        module = sys.modules.pop("what_engines_need", None)
+    assert gc.isenabled()
+    assert fails or (module is not None and not module.seen)
 
 
 class Started:
