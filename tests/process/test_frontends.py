@@ -337,6 +337,7 @@ def test_free_under_streams_on_all(three: Frontends) -> None:
     assert len(three.pids()) == 3
 
 
+@pytest.mark.slow
 def test_a_load_that_is_given_up(three: Frontends, scripted: Path) -> None:
     with loading(three.backend, model_options(scripted, *PARSERS, MaxModelLen=300)) as load:
         load.cancel()

@@ -366,7 +366,7 @@ def test_sigterm_under_streams(backend: Backend) -> None:
     assert backend.left() == []
 
 
-@pytest.mark.parametrize("to_group", [True, False], ids=["group", "leader"])
+@pytest.mark.parametrize("to_group", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["group", "leader"])
 def test_sigterm_during_a_load(own: Backend, scripted: Path, to_group: bool) -> None:
     with loading(own, model_options(scripted, *PARSERS)) as load:
         own.processes()

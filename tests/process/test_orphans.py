@@ -48,8 +48,16 @@ def killed_during(backend: Backend, options: pb.ModelOptions) -> Iterator[None]:
         assert error is None or (isinstance(error, grpc.RpcError) and error.code() == grpc.StatusCode.UNAVAILABLE)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-@pytest.mark.parametrize("to_group", [False, True], ids=["server", "group"])
+@pytest.mark.parametrize(
+    ("number", "to_group"),
+    [
+        (signal.SIGKILL, False),
+        (signal.SIGSEGV, True),
+        pytest.param(signal.SIGKILL, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSEGV, False, marks=pytest.mark.slow),
+    ],
+    ids=["server-9", "group-11", "group-9", "server-11"],
+)
 def test_server_that_is_killed_under_streams(scripted: Path, number: signal.Signals, to_group: bool) -> None:
     with Backend() as backend:
         backend.wait_for_health()

@@ -24,10 +24,15 @@ def spare(backend: Backend) -> psutil.Process:
     return process
 
 
-def test_becomes_the_first_engine_and_no_other(scripted: Path) -> None:
+def test_waits_through_loads_that_fail_for_the_first_engine_and_becomes_no_other(
+    scripted: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{broken")
     with Backend() as backend:
         backend.wait_for_health()
         waiting = spare(backend)
+        assert not backend.load(model_options(tmp_path)).success
+        assert backend.spares() == [waiting]
         assert backend.load(model_options(scripted, *PARSERS)).success
         assert backend.engine_cores() == [waiting]
         assert backend.spares() == []
@@ -74,11 +79,12 @@ def test_killed_before_it_is_needed(scripted: Path) -> None:
         assert f"{REFUSED}: it is gone" in backend.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
         ({"distributed_executor_backend": "mp"}, "the engine has several processes"),
-        pytest.param({"enforce_eager": False}, "TORCHDYNAMO_DISABLE", marks=pytest.mark.slow),
+        ({"enforce_eager": False}, "TORCHDYNAMO_DISABLE"),
     ],
     ids=["several", "compiled"],
 )
@@ -89,18 +95,6 @@ def test_ends_where_the_engine_wants_another_start(scripted: Path, arguments: di
         assert backend.load(model_options(scripted, *PARSERS, EngineArgs=json.dumps(arguments))).success
         assert f"{REFUSED}: {why}\n" in backend.stderr
         assert not waiting.is_running()
-        assert plain(backend) == line("plain").content
-
-
-def test_waits_through_loads_that_fail(scripted: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{broken")
-    with Backend() as backend:
-        backend.wait_for_health()
-        waiting = spare(backend)
-        assert not backend.load(model_options(tmp_path)).success
-        assert backend.spares() == [waiting]
-        assert backend.load(model_options(scripted, *PARSERS)).success
-        assert backend.engine_cores() == [waiting]
         assert plain(backend) == line("plain").content
 
 
