@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
 from vllm.outputs import RequestOutput
@@ -53,16 +53,13 @@ class Run:
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The answer as it comes. Closing the iterator makes the engine drop the request."""
-        parser: Parser | None = None
         async with contextlib.aclosing(self._outputs()) as outputs:
             async for output in outputs:
-                if self._parser is None:
+                if (parser := self._parser) is None:
                     if text := _clean(output.outputs[0].text):
                         yield Delta(content=text)
                     continue
-                # Made after rendering, which lets the parser change the request that it will parse.
-                parser = parser or self._fresh_parser()
-                for delta in joined(self._parsed(cast("Parser", parser), output)):
+                for delta in joined(self._parsed(parser, output)):
                     yield delta
         if self._halves:
             yield Delta(tool_calls=[ToolCall(index, arguments=half) for index, half in self._halves.items()])
@@ -150,9 +147,12 @@ class Run:
         with translated(request.prompt_field):
             admit(generator.llm)
             adapter = generator.adapters.pick(request.adapter)
-            # Before rendering, which lets the parser change the request.
-            parser = self._parser = self._fresh_parser()
+            # As in vLLM's server: what parses a whole answer is made before rendering, which lets it change the
+            # request; what parses a stream afterwards. Being asked about the prompt leaves no trace in either.
+            streams = request.openai.stream
+            parser = None if streams else self._fresh_parser()
             engine_input = await generator.render(request)
+            self._parser = parser = self._fresh_parser() if streams else parser
             prompt_ids = extract_prompt_components(generator.model_config, engine_input).token_ids or []
             max_tokens = get_max_tokens(
                 generator.model_config.max_model_len,
