@@ -4,8 +4,9 @@ import os
 
 from backend import metrics_port, private_folder
 from backend.server import import_channelz
-from backend.settings import Settings, versions
+from backend.settings import Settings
 from backend.sockets import check_bindable
+from backend.versions import versions
 from common.errors import LoadFailed
 from common.vllm_env import prepare_environment
 

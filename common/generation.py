@@ -147,12 +147,10 @@ class Run:
         with translated(request.prompt_field):
             admit(generator.llm)
             adapter = generator.adapters.pick(request.adapter)
-            # As in vLLM's server: what parses a whole answer is made before rendering, which lets it change the
-            # request; what parses a stream afterwards. Being asked about the prompt leaves no trace in either.
-            streams = request.openai.stream
-            parser = None if streams else self._fresh_parser()
+            # One is enough: rendering changes nothing that parsers are made with, and being asked about the prompt
+            # leaves no trace in them.
+            parser = self._parser = self._fresh_parser()
             engine_input = await generator.render(request)
-            self._parser = parser = self._fresh_parser() if streams else parser
             prompt_ids = extract_prompt_components(generator.model_config, engine_input).token_ids or []
             max_tokens = get_max_tokens(
                 generator.model_config.max_model_len,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.settings import LOG_FORMATS, LOG_LEVELS, Settings, SettingsError, TlsFiles, parse_settings, versions
+from backend.settings import LOG_FORMATS, LOG_LEVELS, Settings, SettingsError, TlsFiles, parse_settings
+from backend.versions import versions
 from common.admission import Limits
 
 ADDR = ("--addr", "127.0.0.1:0")
