@@ -17,6 +17,7 @@ prepare_environment()
 from common.engine_log import StageClock  # noqa: E402  # after the environment is prepared
 from common.model import Model, plan_load  # noqa: E402
 from common.pb import backend_pb2 as pb  # noqa: E402
+from tests.engine.forked import fork_engines  # noqa: E402
 from tests.models import ensure  # noqa: E402
 
 MAX_MODEL_LEN = 1024
@@ -70,8 +71,10 @@ async def engines() -> AsyncIterator[Engines]:
     """All engines of this room, one after the other; what vLLM puts into the environment goes with them."""
     environment = dict(os.environ)
     engines = Engines()
-    yield engines
-    await engines.close()
+    with pytest.MonkeyPatch.context() as patch:
+        fork_engines(patch)
+        yield engines
+        await engines.close()
     os.environ.clear()
     os.environ.update(environment)
 
