@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,8 @@ _FAREWELL_SECONDS = 1.0
 # and how often they are looked for.
 _AUTOPSY_SECONDS = 0.4
 _AUTOPSY_INTERVAL = 0.05
+# How soon a death is noticed by who waits for an answer.
+_LOOK_SECONDS = 0.2
 # What the engine wrote before that, it survived.
 _LAST_WORDS_AGE = 30.0
 
@@ -150,7 +152,7 @@ class Engine:
 
         """
         # Starts the task that reads the engine's socket; else a death before the first request goes unnoticed.
-        tasks = await self._unless_lost(self.llm.get_supported_tasks())
+        tasks = await self.unless_lost(self.llm.get_supported_tasks())
         self.statistics = EngineStatistics(throughput)
         # vLLM asks the environment anew for every token; so do its own processes once they are up.
         envs.enable_envs_cache()
@@ -158,26 +160,29 @@ class Engine:
 
     async def measure_memory(self) -> None:
         """Have `statistics` know what the engine's processes take; raises as `meet`."""
-        await self._unless_lost(self.statistics.measure_memory(self.llm))
+        await self.unless_lost(self.statistics.measure_memory(self.llm))
 
-    async def _unless_lost(self, asking: Coroutine[Any, Any, T]) -> T:
-        """The answer of all ranks; one that is gone gives none.
+    async def unless_lost(self, asking: Awaitable[T]) -> T:
+        """What `asking` comes to. vLLM leaves those without an answer who ask an engine that dies under them.
 
         Raises:
-            LoadFailed: one is gone, or the engine died.
+            LoadFailed: it died, or a rank of another machine is gone; `asking` has been cancelled then.
 
         """
         task = asyncio.ensure_future(asking)
-        ends: list[asyncio.Future[Any]] = [task, self._loss]
         try:
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise LoadFailed(self._loss.result())
+            while not task.done() and not self._loss.done() and not self.errored:
+                await asyncio.wait([task, self._loss], timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if self._loss.done() or self.errored:
+                raise LoadFailed(await self.cause_of_death())
             return task.result()
         except EngineDeadError as error:
             raise LoadFailed(await self.cause_of_death()) from error
         finally:
             task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # looked at, so that nothing complains of it
 
     def _notice_handler(self, record: logging.LogRecord) -> bool:
         """Keep why vLLM's output handler ended; out of the log goes what the exception says, and all of an ordered end.

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import TypeVar
 
 from common import engine_start, gguf, joined, reply, tokens
@@ -16,7 +16,7 @@ from common.embedding import Embedder
 from common.engine import Engine
 from common.engine_args import LoadPlan, plan_load
 from common.engine_log import StageClock
-from common.errors import ENGINE_STOPPING, EngineGone, LoadFailed
+from common.errors import ENGINE_STOPPING, EngineGone
 from common.frontends import ALONE, Frontends, Tokens
 from common.generation import Run
 from common.generator import Generator
@@ -33,9 +33,6 @@ from common.token_classification import TokenClassifier
 from common.vllm_log import leave_answers_out
 
 T = TypeVar("T")
-
-# How soon an engine's death is noticed while frontends are attached to it.
-_LOOK_SECONDS = 0.2
 
 __all__ = ["LoadPlan", "Model", "plan_load"]
 
@@ -84,11 +81,11 @@ class Model:
             await asyncio.to_thread(model.warm_up)
             if plan.adapters.adapters:
                 clock.enter("loading LoRA adapters")
-                await model._adapters.load(engine.llm)
+                await engine.unless_lost(model._adapters.load(engine.llm))
             if engine.shared is not None:
                 clock.enter("attaching the other frontends")
                 plan = dataclasses.replace(plan, adapters=model._adapters.as_loaded)
-                await _attach(frontends, joined.seats(engine.shared, plan, engine.parsers), engine)
+                await engine.unless_lost(frontends.attach(joined.seats(engine.shared, plan, engine.parsers)))
             await asyncio.to_thread(give_memory_back)
         except BaseException:
             await to_its_end(frontends.detach())
@@ -248,18 +245,3 @@ class Model:
             return await asyncio.to_thread(understand)
         return understand()
 
-
-async def _attach(frontends: Frontends, seats: Sequence[bytes], engine: Engine) -> None:
-    """Attach them, unless the engine dies: nobody else looks at it before the model is loaded."""
-    attaching = asyncio.ensure_future(frontends.attach(seats))
-    try:
-        while not attaching.done() and not engine.errored:
-            await asyncio.wait([attaching], timeout=_LOOK_SECONDS)
-        if engine.errored:
-            raise LoadFailed(await engine.cause_of_death())
-        attaching.result()
-    finally:
-        attaching.cancel()
-        await asyncio.wait([attaching])
-        if not attaching.cancelled():
-            attaching.exception()  # looked at, so that nothing complains of it

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.engine_log import StageClock
 from common.errors import InvalidRequest, LoadFailed
 from common.model import Model, plan_load
 from common.pb import backend_pb2 as pb
+from common.processes import engine_processes, kill
 from tests.engine.conftest import MAX_MODEL_LEN, Engines
 from tests.engine.wire import options, predict, stream
 from tests.models import ensure, training
@@ -102,3 +105,23 @@ async def test_an_adapter_of_another_model_fails_the_load(engines: Engines, tmp_
     )
     with pytest.raises(LoadFailed, match=r"'odd' can't be loaded: .*x_proj"):
         await Model.load(plan_load(wire), StageClock(lambda _stage, _seconds: None))
+
+
+async def test_an_engine_that_dies_while_it_loads_one_fails_the_load(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await engines.close()
+    add_lora = AsyncLLM.add_lora
+
+    async def add_to_a_dead_one(llm: AsyncLLM, request: LoRARequest) -> bool:
+        await kill(engine_processes())
+        return bool(await add_lora(llm, request))
+
+    monkeypatch.setattr(AsyncLLM, "add_lora", add_to_a_dead_one)
+    wire = pb.ModelOptions(
+        Model=str(ensure("scripted")), DType="float32", MaxModelLen=MAX_MODEL_LEN, LoraAdapter=str(adapter("lyon"))
+    )
+    async with asyncio.timeout(60):
+        with pytest.raises(LoadFailed, match="was killed"):
+            await Model.load(plan_load(wire), StageClock(lambda _stage, _seconds: None))
+    assert engine_processes() == []
