@@ -268,8 +268,10 @@ class Lifecycle:
         if self._model is not None and self._model.plan == plan and not self._model.dead:
             logger.info("load: %s is loaded with the same options", plan.model)
             return
+        self._refuse_at_the_end()  # which may have come meanwhile
         self.state = State.LOADING
         await self._close_model()
+        self._refuse_at_the_end()
         logger.info("load: %s with %s", plan.model, {k: v for k, v in plan.engine_args.items() if k != "hf_token"})
         try:
             self._model = await module.Model.load(plan, clock, self._frontends)

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import sys
+import threading
 import types
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -443,6 +444,48 @@ async def test_a_dead_engine_ends_the_process(lifecycle: Lifecycle, monkeypatch:
         await lifecycle.load(options("b"))
     lifecycle.drain()
     assert state_of(lifecycle) is State.FAILED
+
+
+async def test_an_engine_that_dies_while_other_options_are_read_gets_no_successor(
+    lifecycle: Lifecycle, fake: type[FakeModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.lifecycle._WATCH_INTERVAL", 0.005)
+    await lifecycle.load(options())
+    reading, go_on = threading.Event(), threading.Event()
+
+    def plan_load(options: pb.ModelOptions, _limits: Limits, *, scraped: bool) -> Plan:
+        reading.set()
+        assert go_on.wait(5)
+        return Plan(options.Model, {})
+
+    monkeypatch.setattr(sys.modules["common.model"], "plan_load", plan_load)
+    stopped = asyncio.create_task(lifecycle.stopped())
+    loading = asyncio.create_task(lifecycle.load(options("b")))
+    await until(reading.is_set)
+    vars(lifecycle.model_for(""))["dead"] = True
+    await until(lambda: state_of(lifecycle) is State.FAILED)
+    go_on.set()
+    with pytest.raises(EngineGone):
+        await loading
+    assert state_of(lifecycle) is State.FAILED
+    assert "load b" not in fake.events
+    await stopped
+
+
+async def test_an_engine_that_dies_while_it_is_replaced_gets_no_successor(
+    lifecycle: Lifecycle, fake: type[FakeModel]
+) -> None:
+    """As the process ends for another reason, such as a frontend's death."""
+    await lifecycle.load(options())
+    fake.hold_close.clear()
+    loading = asyncio.create_task(lifecycle.load(options("b")))
+    await until(lambda: fake.events[-1].startswith("close a"))
+    lifecycle.fail("a frontend is gone")
+    fake.hold_close.set()
+    with pytest.raises(EngineGone):
+        await loading
+    assert state_of(lifecycle) is State.FAILED
+    assert "load b" not in fake.events
 
 
 async def test_what_a_caller_hears_of_a_death(lifecycle: Lifecycle) -> None:
