@@ -218,6 +218,9 @@ def _mapped(behaviour: Any, explained: Callable[[Exception], Awaitable[Exception
         request_id.set(getattr(request, "CorrelationId", ""))
         try:
             return await behaviour(request, context)
+        except grpc.aio.InternalError:
+            # The caller has left while it was written to, and gRPC had no time to cancel us.
+            raise asyncio.CancelledError from None
         except Exception as error:  # noqa: BLE001  # every exception gets a status
             return _end(context, *status_of(await explained(error)))
 

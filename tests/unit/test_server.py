@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import stat
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +30,7 @@ from common.observation import Observer
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 
+ROOT = Path(__file__).resolve().parents[2]
 WORD = "correct-horse"  # what clients must know where one is set
 NOTHING = pb.HealthMessage()
 METHODS = pb.DESCRIPTOR.services_by_name["Backend"].methods
@@ -57,6 +59,24 @@ ROOMS: dict[str, tuple[str, Any, Any]] = {
     "GetMetrics": ("metrics", pb.MetricsRequest(), pb.MetricsResponse(tokens_generated=1)),
     "ModelMetadata": ("metadata", pb.ModelOptions(), pb.ModelMetadataResponse(supports_thinking=True)),
 }
+
+
+STREAMS = 20
+# Reads one message of each stream, and ends without a word while the others wait for it to read more.
+LEAVING = """
+import asyncio, os, sys
+import grpc
+from common.pb import backend_pb2 as pb, backend_pb2_grpc as pb_grpc
+
+async def main():
+    backend = pb_grpc.BackendStub(grpc.aio.insecure_channel(sys.argv[1]))
+    streams = [backend.PredictStream(pb.PredictOptions()) for _ in range(int(sys.argv[2]))]
+    await asyncio.gather(*(stream.read() for stream in streams))
+    await asyncio.sleep(0.2)
+    os._exit(0)
+
+asyncio.run(main())
+"""
 
 
 class FakeModel:
@@ -589,6 +609,19 @@ async def test_a_cancelled_caller_with_time_left_is_no_deadline(
     stream.cancel()
     await eventually(lambda: counters.finished)
     assert counters.finished == {("PredictStream", "CANCELLED"): 1}
+
+
+async def test_callers_that_leave_while_they_are_written_to_are_no_error(
+    lifecycle: FakeLifecycle, counters: Counters, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With messages as large as those for slow readers, gRPC's writes fail before it cancels the handler."""
+    lifecycle.model.replies = [pb.Reply(message=b"x" * 40_000)] * 500
+    async with serving(lifecycle, counters) as addr:
+        client = await asyncio.create_subprocess_exec(sys.executable, "-c", LEAVING, addr, str(STREAMS), cwd=ROOT)
+        assert await client.wait() == 0
+        await eventually(lambda: counters.finished.total() == STREAMS)
+    assert counters.finished == {("PredictStream", "CANCELLED"): STREAMS}
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 async def test_malformed_requests_and_unknown_methods_are_counted(
