@@ -7,6 +7,7 @@ from backend.server import import_channelz
 from backend.settings import Settings
 from backend.sockets import check_bindable
 from backend.versions import versions
+from common import private_folders
 from common.errors import LoadFailed
 from common.vllm_env import prepare_environment
 
@@ -29,8 +30,7 @@ def run(settings: Settings) -> tuple[int, str | None]:
         metrics_port.bind(settings.metrics_addr).close()
     _row("--metrics-addr", settings.metrics_addr or "not given")
     if settings.frontends > 1:
-        private_folder.make()
-        private_folder.remove()
+        private_folders.remove(private_folder.make())
     _row("--frontends", str(settings.frontends))
     _row("callers need", _needs(settings))
     prepare_environment()

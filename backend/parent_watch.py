@@ -8,8 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from backend import private_folder
 from backend.settings import PARENT_WATCH
+from common import private_folders
 from common.processes import engine_processes
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def _die(cause: str) -> None:
     )
     words.start()
     words.join(0.5)
-    private_folder.remove()
+    private_folders.remove_all()
     os._exit(1)
 
 

@@ -11,10 +11,8 @@ from typing import Self
 
 import psutil
 
+from common import engine_sockets
 from common.processes import engine_processes, kill
-
-# Where ZeroMQ makes the files of its local sockets, which a process that is killed leaves behind.
-_SOCKETS = "VLLM_RPC_BASE_PATH"
 
 
 class Rank:
@@ -36,7 +34,7 @@ class Rank:
         folder = tempfile.TemporaryDirectory(prefix="ranks-", ignore_cleanup_errors=True)
         try:
             process = await asyncio.create_subprocess_exec(
-                program, *argv, env={_SOCKETS: folder.name, **environment}, process_group=0
+                program, *argv, env={engine_sockets.VARIABLE: folder.name, **environment}, process_group=0
             )
         except BaseException:
             folder.cleanup()

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import grpc
 
-from backend import private_folder
 from backend.lifecycle import Lifecycle
+from common import private_folders
 from common.frontends import ALONE, Frontends
 from common.processes import engine_processes, kill
 
@@ -60,6 +60,6 @@ def leave(status: int, message: str | None) -> NoReturn:
             sys.stderr.write(f"backend: {' '.join(message.split())}\n")
         sys.stderr.flush()
         sys.stdout.flush()
-    private_folder.remove()
+    private_folders.remove_all()
     # Threads inside vLLM's import or start would hold up a normal exit.
     os._exit(status)

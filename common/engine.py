@@ -16,7 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-from common import one_process, topology, tracing
+from common import one_process, private_folders, topology, tracing
 from common.abilities import Abilities
 from common.engine_log import EngineLog, root_cause
 from common.errors import LoadFailed
@@ -83,9 +83,11 @@ class Engine:
         *,
         traced: bool,
         shared: Shared | None = None,
+        sockets: str | None = None,
     ) -> None:
         self.llm = client.llm
         self.shared = shared
+        self._sockets = sockets
         self._traced = traced
         self.parsers = parsers
         self._processes = processes
@@ -170,9 +172,10 @@ class Engine:
 
         """
         task = asyncio.ensure_future(asking)
+        ends: list[asyncio.Future[Any]] = [task, self._loss]
         try:
             while not task.done() and not self._loss.done() and not self.errored:
-                await asyncio.wait([task, self._loss], timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(ends, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if self._loss.done() or self.errored:
                 raise LoadFailed(await self.cause_of_death())
             return task.result()
@@ -230,6 +233,8 @@ class Engine:
         unregister_vllm_metrics()
         if self._admitted is not None:
             self._admitted.close()
+        if self._sockets is not None:
+            private_folders.remove(self._sockets)
         del self.llm, llm
         # Collected now: __del__ would shut down once more, at a time of its own choosing.
         await asyncio.to_thread(give_memory_back)

@@ -12,7 +12,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-from common import links, network, one_process, orphan_watch, spare, topology, tracing
+from common import engine_sockets, links, network, one_process, orphan_watch, private_folders, spare, topology, tracing
 from common.concurrency import to_its_end
 from common.engine import Client, Engine
 from common.engine_args import LoadPlan
@@ -53,6 +53,16 @@ async def start(plan: LoadPlan, clock: StageClock, frontends: Frontends = ALONE)
         LoadFailed: with the root cause, out of the children's output where it came from there.
 
     """
+    sockets = engine_sockets.make_folder()
+    try:
+        return await _start(plan, clock, frontends, sockets)
+    except BaseException:
+        if sockets is not None:
+            private_folders.remove(sockets)
+        raise
+
+
+async def _start(plan: LoadPlan, clock: StageClock, frontends: Frontends, sockets: str | None) -> Engine:
     adopt_orphans()
     orphan_watch.announce()
     loop = asyncio.get_running_loop()
@@ -79,10 +89,11 @@ async def start(plan: LoadPlan, clock: StageClock, frontends: Frontends = ALONE)
             tracing.sending_to(plan.traces_endpoint),
             ranks.awaited(config.parallel_config, passed_on),
             links.guarded_listeners(links.timeout()) if head else contextlib.nullcontext(),
+            engine_sockets.made_in(None if config.parallel_config.use_ray else sockets),  # other machines have no such
             one_process.thread_settings(config) if one_process.is_used(config) else contextlib.nullcontext(),
             spare.moving_in(suits=one_process.is_used(config)),
         ):
-            client, shared = _launched(plan, config, throughput, frontends)
+            client, shared = _launched(plan, config, throughput, frontends, sockets)
         return _Built(client, parsers, shared)
 
     with EngineLog(enter) as log:
@@ -101,7 +112,9 @@ async def start(plan: LoadPlan, clock: StageClock, frontends: Frontends = ALONE)
             lines = await asyncio.to_thread(log.lines, _LAST_WORDS_SECONDS)
             raise LoadFailed(_load_failure(error, lines, ranks)) from error
     traced = plan.traces_endpoint is not None
-    engine = Engine(done.client, done.parsers, engine_processes(), log, traced=traced, shared=done.shared)
+    engine = Engine(
+        done.client, done.parsers, engine_processes(), log, traced=traced, shared=done.shared, sockets=sockets
+    )
     try:
         engine.watch_ranks()
         await engine.meet(throughput)
@@ -114,12 +127,13 @@ async def start(plan: LoadPlan, clock: StageClock, frontends: Frontends = ALONE)
 
 
 def _launched(
-    plan: LoadPlan, config: VllmConfig, throughput: Throughput | None, frontends: Frontends
+    plan: LoadPlan, config: VllmConfig, throughput: Throughput | None, frontends: Frontends, sockets: str | None
 ) -> tuple[Client, Shared | None]:
     """An engine that runs, with its client in this process; and what the others need to know. Blocks."""
     if frontends.count == 1:
         return new_client(plan, config, throughput), None
-    shared = Shared.launch(config, frontends, log_stats=throughput is not None)
+    folder = frontends.folder if sockets is None else sockets
+    shared = Shared.launch(config, frontends.count, folder, log_stats=throughput is not None)
     try:
         with shared.greeted():
             client = new_client(plan, config, throughput, shared.places[0])

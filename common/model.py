@@ -244,4 +244,3 @@ class Model:
         if is_heavy(options):
             return await asyncio.to_thread(understand)
         return understand()
-

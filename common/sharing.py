@@ -27,7 +27,6 @@ from vllm.v1.engine.utils import CoreEngineLaunch, EngineZmqAddresses, launch_co
 from vllm.v1.executor import Executor
 
 from common.errors import InvalidRequest
-from common.frontends import Frontends
 
 # How old the others' count of waiting prompt tokens may be: vLLM's hook is not called where a prefill ends.
 _REFRESH_SECONDS = 0.25
@@ -118,19 +117,18 @@ class Shared:
         self._ranks = ranks
 
     @classmethod
-    def launch(cls, config: VllmConfig, frontends: Frontends, *, log_stats: bool) -> Self:
+    def launch(cls, config: VllmConfig, count: int, folder: str, *, log_stats: bool) -> Self:
         """Start the engine's processes, and wait until they are up; blocks.
 
         Raises:
             InvalidRequest: a kind of engine that can have one client only.
 
         """
-        count = frontends.count
         check(config, count)
         parallel = config.parallel_config
         # vLLM's words for an engine under several API servers.
         parallel._api_process_count, parallel._api_process_rank = count, -1
-        name = f"{frontends.folder}/{uuid.uuid4().hex[:8]}"
+        name = f"{folder}/{uuid.uuid4().hex[:8]}"
         inputs = [f"ipc://{name}i{index}" for index in range(count)]
         outputs = [f"ipc://{name}o{index}" for index in range(count)]
         executor = Executor.get_class(config)

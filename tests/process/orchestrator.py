@@ -3,7 +3,7 @@
 It does what LocalAI's process manager and gRPC client do, where a server could notice the difference: descriptor 0 is
 closed, the server leads a process group, its output goes to files, no connection is used for two RPCs, and the stop is
 SIGTERM to the group, 15 seconds of patience, then SIGKILL. What it adds is distrust: at the end no process may be left,
-neither in the group nor out of it.
+neither in the group nor out of it, and no socket, unless the server itself was killed.
 """
 
 import contextlib
@@ -65,6 +65,7 @@ class Backend:
     Attributes:
         addr: where it listens, as a client names it.
         pid: of the server, which is also its process group.
+        temporary: its temporary folder, unless `env` names another.
 
     """
 
@@ -82,16 +83,19 @@ class Backend:
         self._cwd = cwd or Path(run_sh).parent
         mark = uuid.uuid4().hex
         self._mark = f"{_MARK}={mark}"
-        self._env = {**os.environ, **ENGINE_ENVIRONMENT, **(env or {}), _MARK: mark}
+        self._env = {**ENGINE_ENVIRONMENT, **(env or {}), _MARK: mark}
         self._seen: set[psutil.Process] = set()
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="orchestrator-")
         self._stdout, self._stderr = (Path(self._folder.name) / name for name in ("stdout", "stderr"))
+        self.temporary = Path(self._folder.name) / "tmp"
+        self.temporary.mkdir()
+        environment = os.environ | {"TMPDIR": str(self.temporary)} | self._env
         self.spawned = time.monotonic()
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [*_SPAWN, *self._argv], stdout=stdout, stderr=stderr, cwd=self._cwd, env=self._env, process_group=0
+                [*_SPAWN, *self._argv], stdout=stdout, stderr=stderr, cwd=self._cwd, env=environment, process_group=0
             )
         self.pid = self._process.pid
         return self
@@ -101,6 +105,8 @@ class Backend:
     ) -> None:
         try:
             left = self._end()
+            if self._process.returncode >= 0:
+                left += self.left_files()
             if exc is not None:
                 # pytest shows it with the failure.
                 print(f"\n--- stderr of run.sh ---\n{self.stderr[-8000:]}")
@@ -217,6 +223,14 @@ class Backend:
         One that ends while it is looked at has no name any more, and is none that is left.
         """
         return [called for process in self.children() if (called := name(process))]
+
+    def left_files(self) -> list[str]:
+        """The sockets in its temporary folder, and the folders for them."""
+        return [
+            str(path.relative_to(self.temporary))
+            for path in self.temporary.rglob("*")
+            if path.is_socket() or path.name.startswith(("zmq-", "backend-"))
+        ]
 
     def engine_cores(self) -> list[psutil.Process]:
         """The processes that call themselves EngineCore."""

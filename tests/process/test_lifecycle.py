@@ -229,8 +229,10 @@ def test_load_and_free_in_turns(backend: Backend, scripted: Path) -> None:
         assert result.success, result.message
         load_seconds = time.monotonic() - started
         check_loaded(backend)
+        assert backend.left_files()
         free_seconds = free(backend, PATIENCE_SECONDS)
         check_unloaded(backend)
+        assert backend.left_files() == []
         descriptors.append(server.num_fds())
         print(
             f"turn {turn}: load {load_seconds:.1f} s, Free {free_seconds:.1f} s,"

@@ -15,8 +15,9 @@ from backend import frontends as module
 from backend.frontends import FrontendProcesses
 from backend.lifecycle import Lifecycle, State
 from backend.peer import Peer
-from backend.private_folder import make, remove
+from backend.private_folder import make
 from backend.settings import Settings, SettingsError
+from common import private_folders
 from common.errors import EngineGone, LoadFailed
 from common.frontends import Alone, Tokens
 from tests.unit.test_lifecycle import FakeModel, fake, options, until
@@ -143,7 +144,7 @@ class Straw:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        remove()
+        private_folders.remove_all()
 
 
 async def never(*_: Any) -> None:
