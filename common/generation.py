@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
-from vllm.outputs import RequestOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.parser.abstract_parser import Parser
 from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_prompt_len
@@ -21,7 +21,7 @@ from common.clock import Clock, ObservedClock
 from common.detokenization import TokenByToken, reads_one_token
 from common.generator import Generator
 from common.grammar import check_tools
-from common.logprobs import logprob_entries
+from common.logprobs import logprob_texts
 from common.observation import Observer
 from common.reply import Completion, Delta, ToolCall, Usage, joined
 from common.request import GenerationRequest
@@ -29,6 +29,8 @@ from common.vllm_errors import admit, check_finish, translated
 
 logger = logging.getLogger(__name__)
 
+# Entries that are written in the event loop; all others wait for a few milliseconds.
+_MANY_LOGPROBS = 16
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -37,7 +39,7 @@ class Run:
 
     Attributes:
         usage: totals so far; complete when the answer is.
-        logprobs: entries of OpenAI's `logprobs.content`, cumulative; empty where none are asked for.
+        logprobs: entries of OpenAI's `logprobs.content` as JSON, cumulative; empty where none are asked for.
 
     """
 
@@ -49,7 +51,7 @@ class Run:
         self._token_by_token: TokenByToken | None = None
         self._halves: dict[int, str] = {}
         self.usage = Usage()
-        self.logprobs: list[dict[str, Any]] = []
+        self.logprobs: list[str] = []
 
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The answer as it comes. Closing the iterator makes the engine drop the request."""
@@ -172,6 +174,9 @@ class Run:
                     "reasoning_ended": request.openai.resolve_reasoning_ended(parser, prompt_ids),
                     "reasoning_parser_kwargs": {"chat_template_kwargs": kwargs},
                 }
+            elif not request.is_chat:
+                # Nobody parts a thought from this answer, and a grammar is for all of it.
+                reasoning = {"reasoning_ended": True}
             self.usage.prompt_tokens = len(prompt_ids)
             self._clock.start(len(prompt_ids))
             async with contextlib.aclosing(
@@ -186,16 +191,22 @@ class Run:
                 )
             ) as outputs:
                 async for output in outputs:
+                    if output.outputs[0].logprobs and request.top_logprobs is not None:
+                        await self._keep_logprobs(output.outputs[0], request.top_logprobs)
                     self._count(output)
                     yield output
+
+    async def _keep_logprobs(self, completion: CompletionOutput, top: int) -> None:
+        """In a thread where an answer comes in one piece, with tenths of a millisecond for each of its tokens."""
+        asked = completion.token_ids, completion.logprobs or [], top
+        many = len(completion.token_ids) > _MANY_LOGPROBS
+        self.logprobs += await asyncio.to_thread(logprob_texts, *asked) if many else logprob_texts(*asked)
 
     def _count(self, output: RequestOutput) -> None:
         completion = output.outputs[0]
         tokens = len(completion.token_ids)
         self.usage.completion_tokens += tokens
         self._clock.tick(tokens)
-        if completion.logprobs and self._request.top_logprobs is not None:
-            self.logprobs += logprob_entries(completion.token_ids, completion.logprobs, self._request.top_logprobs)
         if completion.finish_reason is None:
             return
         check_finish(completion.finish_reason)

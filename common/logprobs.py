@@ -1,5 +1,6 @@
 """vLLM's log-probabilities -> the entries of OpenAI's `logprobs.content`, with the token ids that the wire adds."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,14 @@ def logprob_entries(
         entry["top_logprobs"] = [_entry(other_id, other) for other_id, other in list(candidates.items())[:top]]
         entries.append(entry)
     return entries
+
+
+def logprob_texts(token_ids: Sequence[int], logprobs: Sequence["Mapping[int, Logprob]"], top: int) -> list[str]:
+    """The same as JSON: twenty alternatives for each of 2,000 tokens, written at once, would take 0.3 s."""
+    return [
+        json.dumps(entry, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        for entry in logprob_entries(token_ids, logprobs, top)
+    ]
 
 
 def _entry(token_id: int, logprob: "Logprob") -> dict[str, Any]:

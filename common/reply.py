@@ -6,9 +6,7 @@ the last; times and log-probabilities come in the last chunk alone, which carrie
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from common.pb import backend_pb2 as pb
 
@@ -52,7 +50,7 @@ class Completion:
     reasoning: str
     tool_calls: Sequence[ToolCall]
     usage: Usage
-    logprobs: Sequence[dict[str, Any]]
+    logprobs: Sequence[str]
 
 
 def joined(deltas: Iterable[Delta]) -> Iterator[Delta]:
@@ -91,14 +89,14 @@ def chunk(delta: Delta, usage: Usage) -> pb.Reply:
     return reply
 
 
-def last_chunk(usage: Usage, logprobs: Sequence[dict[str, Any]]) -> pb.Reply:
-    """The end of a stream: totals, times and log-probabilities, nothing else."""
+def last_chunk(usage: Usage, logprobs: Sequence[str]) -> pb.Reply:
+    """The end of a stream: totals, times and log-probabilities (see `logprob_texts`), nothing else."""
     return pb.Reply(
         tokens=usage.completion_tokens,
         prompt_tokens=usage.prompt_tokens,
         timing_prompt_processing=usage.prompt_ms,
         timing_token_generation=usage.generation_ms,
-        logprobs=_logprobs_json(logprobs),
+        logprobs=f'{{"content":[{",".join(logprobs)}]}}'.encode() if logprobs else b"",
     )
 
 
@@ -126,9 +124,3 @@ def _add(part: pb.ChatDelta, calls: Iterable[ToolCall]) -> None:
 def _text(text: str) -> str:
     """`text` as the wire can carry it: a model that writes half a surrogate pair into JSON gets U+FFFD for it."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _logprobs_json(content: Sequence[dict[str, Any]]) -> bytes:
-    if not content:
-        return b""
-    return json.dumps({"content": content}, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()

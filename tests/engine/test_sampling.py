@@ -92,6 +92,15 @@ async def test_grammar_binds(model: Model) -> None:
     assert answer.message.strip() in ("yes", "no")
 
 
+async def test_grammar_binds_all_that_follows_a_raw_prompt(thinking_model: Model) -> None:
+    """Nobody parts a thought from such an answer, and none is waited for."""
+    request = pb.PredictOptions(Prompt="The answer is", Grammar='root ::= "yes" | "no"', Tokens=8)
+    answer, _ = await predict(thinking_model, request)
+    streamed, _ = await stream(thinking_model, request)
+    assert answer.message == streamed.message
+    assert answer.message in ("yes", "no")
+
+
 async def test_json_schema_binds(model: Model) -> None:
     schema = (
         '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}'

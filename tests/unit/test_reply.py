@@ -12,7 +12,7 @@ from common.pb import backend_pb2 as pb
 from common.reply import Completion, Delta, ToolCall, Usage, chunk, joined, last_chunk, whole
 
 USAGE = Usage(prompt_tokens=7, completion_tokens=3, prompt_ms=12.5, generation_ms=80.25)
-ENTRY: dict[str, Any] = {"id": 5, "token": "é", "bytes": [195, 169], "logprob": -0.5, "top_logprobs": []}
+ENTRY = '{"id":5,"token":"é","bytes":[195,169],"logprob":-0.5,"top_logprobs":[]}'
 
 
 def set_fields(message: Any) -> dict[str, Any]:
@@ -79,15 +79,8 @@ def test_counts_are_those_of_the_moment() -> None:
 
 
 def test_logprobs_are_json_that_other_languages_read() -> None:
-    assert last_chunk(USAGE, [ENTRY, ENTRY]).logprobs == json.dumps(
-        {"content": [ENTRY, ENTRY]}, ensure_ascii=False, separators=(",", ":")
-    ).encode("utf-8")
+    assert json.loads(last_chunk(USAGE, [ENTRY, ENTRY]).logprobs) == {"content": [json.loads(ENTRY)] * 2}
     assert last_chunk(USAGE, []).logprobs == b""
-
-
-def test_a_number_that_json_lacks_is_an_error_of_ours() -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        last_chunk(USAGE, [ENTRY | {"logprob": float("nan")}])
 
 
 def test_a_whole_answer() -> None:
@@ -108,7 +101,7 @@ def test_a_whole_answer() -> None:
         prompt_tokens=7,
         timing_prompt_processing=12.5,
         timing_token_generation=80.25,
-        logprobs=json.dumps({"content": [ENTRY]}, ensure_ascii=False, separators=(",", ":")).encode(),
+        logprobs=f'{{"content":[{ENTRY}]}}'.encode(),
     )
 
 
