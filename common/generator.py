@@ -11,7 +11,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.errors import InvalidRequest
 from common.lora import Adapters
-from common.media_prompt import choose_resampler, named, raw_prompt
+from common.media_prompt import named, raw_prompt
 from common.parsers import ParserChoice
 from common.request import GenerationRequest
 
@@ -33,7 +33,6 @@ class Generator:
             tool_parser=parsers.tool_parser,
             reasoning_parser=parsers.reasoning_parser,
         )
-        choose_resampler(llm.renderer)
         self.parser_class: type[Parser] | None = self.renderer.parser
         self.default_sampling: dict[str, Any] = self.model_config.get_diff_sampling_param()
         # The most tokens that whoever runs the model allows, as vLLM's server reads it.

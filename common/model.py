@@ -21,6 +21,7 @@ from common.frontends import ALONE, Frontends, Tokens
 from common.generation import Run
 from common.generator import Generator
 from common.lora import Adapters
+from common.media_prompt import choose_resampler
 from common.metadata import model_metadata
 from common.observation import Observer
 from common.pb import backend_pb2 as pb
@@ -53,6 +54,8 @@ class Model:
         self.traced = plan.traces_endpoint is not None
         self._engine = engine
         self._adapters = Adapters(plan.adapters)
+        # Clips come to models that embed, and to TokenizeString, too.
+        choose_resampler(engine.llm.renderer)
         able = engine.abilities.can
         self._generator = Generator(engine.llm, engine.parsers, self._adapters) if able("generate") else None
         self._scorer = Scorer(engine, self._adapters) if able("generate") else None

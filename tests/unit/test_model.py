@@ -5,11 +5,46 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.multimodal.parse import MultiModalDataParser
 
+from common import media_prompt
 from common import model as room
+from common.abilities import Abilities
 from common.errors import InvalidRequest
 from common.model import LoadPlan, Model
 from common.pb import backend_pb2 as pb
+
+
+def engine(mm_processor: Any, **abilities: Any) -> Any:
+    """What a model asks of an engine that pools while it is made."""
+    able = Abilities(frozenset(), **{"pooling": None, "ranks": False} | abilities)
+    llm = SimpleNamespace(renderer=SimpleNamespace(mm_processor=mm_processor))
+    return SimpleNamespace(llm=llm, abilities=able, statistics=None)
+
+
+@pytest.fixture
+def log_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave pytest's own handlers without the filter that a model puts on them."""
+    monkeypatch.setattr(room, "leave_answers_out", lambda: None)
+
+
+@pytest.mark.usefixtures("log_as_it_is")
+@pytest.mark.parametrize("pooling", ["embed", "token_embed", "classify", None])
+def test_clips_are_resampled_by_what_is_installed_whatever_the_model_does(
+    pooling: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media_prompt, "_RESAMPLERS", {"pyav": "no_such_module", "soxr": "json"})
+    parsers = [MultiModalDataParser(target_sr=16000) for _ in range(2)]
+    processor = SimpleNamespace(data_parser=parsers[0], info=SimpleNamespace(data_parser=parsers[1]))
+    Model(engine(processor, pooling=pooling), LoadPlan({}))
+    assert [parser.audio_resampler.method for parser in parsers] == ["soxr", "soxr"]
+
+
+@pytest.mark.usefixtures("log_as_it_is")
+@pytest.mark.parametrize("resamplers", [{"soxr": "json"}, {"soxr": "no_such_module"}])
+def test_models_without_a_processor_for_media(resamplers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_prompt, "_RESAMPLERS", resamplers)
+    Model(engine(None, pooling="embed"), LoadPlan({}))
 
 
 @pytest.mark.parametrize(
