@@ -205,9 +205,8 @@ def _gguf(model: str, form: str | None, args: dict[str, Any]) -> GGUFPlan | None
     return plan
 
 
-def _check_structured_outputs(config: Any) -> None:
-    backend = config.get("backend") if isinstance(config, dict) else config.backend
-    if backend != "xgrammar":
+def _check_structured_outputs(config: dict[str, Any]) -> None:
+    if (backend := config.get("backend")) != "xgrammar":
         raise InvalidRequest(
             "structured_outputs_config",
             f"backend {backend!r}: use xgrammar, which requests are checked against before they reach the engine",
@@ -245,8 +244,6 @@ def _pooling(asked: str, args: dict[str, Any]) -> dict[str, Any]:
     if not asked:
         return {}
     config = args.get("pooler_config") or {}
-    if not isinstance(config, dict):
-        config = dataclasses.asdict(config)
     return {
         "runner": args.get("runner", "pooling"),
         "pooler_config": config | {"task": config.get("task") or _UNPOOLED},

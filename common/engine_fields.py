@@ -59,12 +59,10 @@ def as_config(name: str, value: Any) -> Any:
 
     Made anew for each engine, since vLLM writes into them.
     """
-    if dataclasses.is_dataclass(value):
-        return copy.deepcopy(value)
     if not isinstance(value, dict):
         return value
     kinds = typing.get_args(FIELDS[name].type) or (FIELDS[name].type,)
     config = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
     if config is None or any(typing.get_origin(kind) is dict for kind in kinds):
         return value
-    return pydantic.TypeAdapter(cast("Any", config)).validate_python(value)
+    return pydantic.TypeAdapter(cast("Any", config)).validate_python(copy.deepcopy(value))

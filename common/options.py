@@ -1,5 +1,6 @@
 """`ModelOptions.Options` -> the backend's own options and vLLM's flags."""
 
+import dataclasses
 import logging
 import os
 import re
@@ -8,10 +9,12 @@ from collections.abc import Collection, Iterable
 from typing import Any, NoReturn
 
 from vllm import AsyncEngineArgs
+from vllm.engine.arg_utils import _expand_json_human_readable_numbers
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from common.engine_fields import checked
 from common.errors import InvalidRequest
-from common.messages import check_depth
+from common.messages import check_depth, parse_json
 from common.wording import closest, first_problem
 
 logger = logging.getLogger(__name__)
@@ -81,8 +84,14 @@ def flag_values(flags: list[tuple[str, str | None]], fields: Collection[str]) ->
             raise InvalidRequest("Options", f"{flag}: {first_problem(error)}") from error
         except RecursionError:
             raise InvalidRequest("Options", f"{flag}: its JSON is nested too deep") from None
-        check_depth("Options", getattr(parsed, action.dest))
-        args[action.dest] = getattr(parsed, action.dest)
+        result = getattr(parsed, action.dest)
+        if dataclasses.is_dataclass(result):
+            # As it was written: followers are told it, and some of vLLM's objects are not equal when made twice.
+            where = f"Options[{flag!r}]"
+            written = parse_json(where, _expand_json_human_readable_numbers(value or ""))
+            result = checked(where, action.dest, written)
+        check_depth("Options", result)
+        args[action.dest] = result
     return args
 
 

@@ -218,6 +218,9 @@ def test_flag(entry: str, expected: dict[str, Any]) -> None:
         ("--enforce-eager:perhaps", "perhaps"),
         ("--dtype:float7", "float7"),
         ("--kv-transfer-config:{broken", "--kv-transfer-config"),
+        ('--kv-transfer-config:{"kv_conector": "a"}', "kv_conector"),
+        ('--compilation-config:{"mode": 9}', "--compilation-config"),
+        ("--compilation-config:0", "--compilation-config"),
         ("tool-parser:hermes", "did you mean tool_parser?"),
         ("toolparser:hermes", "did you mean tool_parser?"),
         ("xyz", "use one of tool_parser, reasoning_parser"),
@@ -241,6 +244,13 @@ def test_files_fetched_beside_the_model_are_no_options(folder: Path) -> None:
     for path in ("", str(folder / "empty")):
         with pytest.raises(InvalidRequest, match="draft_model"):
             plan(Options=[entry], ModelPath=path)
+
+
+@pytest.mark.parametrize("value", ["NaN", pytest.param("[" * 65 + "]" * 65, id="deep")])
+def test_json_of_a_config_that_cannot_be_used(value: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        plan(Options=[f'--kv-transfer-config:{{"kv_connector_extra_config": {{"a": {value}}}}}'])
+    assert caught.value.field == "Options['--kv-transfer-config']"
 
 
 @pytest.mark.parametrize(
@@ -440,6 +450,29 @@ def test_equal_options_make_equal_plans() -> None:
     assert plan(**fields) != plan(**fields | {"MaxModelLen": 129})
     assert plan(**fields) != plan(**fields | {"Options": ["tool_parser:other"]})
     assert plan(ContextSize=4096, Seed=1) == plan(ContextSize=8192, Seed=2)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        # vLLM gives each of these objects an id of its own.
+        '--kv-transfer-config:{"kv_connector": "a", "kv_role": "kv_both"}',
+        '--ec-transfer-config:{"ec_connector": "a", "ec_role": "ec_both"}',
+        '--kv-events-config:{"enable_kv_cache_events": true}',
+        '--compilation-config:{"mode": 0}',
+        '--attention-config:{"backend": "CPU_ATTN"}',
+        '--structured-outputs-config:{"backend": "xgrammar"}',
+        "--profiler-config:{}",
+    ],
+)
+def test_the_same_load_again_changes_nothing(entry: str) -> None:
+    assert plan(Options=[entry]) == plan(Options=[entry])
+
+
+def test_nothing_of_the_plan_is_in_vllms_configs() -> None:
+    found = plan(Options=['--kv-transfer-config:{"kv_connector_extra_config": {"a": {}}}'])
+    found.build().kv_transfer_config.kv_connector_extra_config["a"]["b"] = 1
+    assert found.engine_args["kv_transfer_config"] == {"kv_connector_extra_config": {"a": {}}}
 
 
 def test_vllm_takes_the_plan_and_leaves_it_as_it_is() -> None:

@@ -202,3 +202,25 @@ def test_vllm_reads_a_line_back_as_the_head_was_told() -> None:
     for field in dataclasses.fields(told):
         if field.name not in frontend | places.keys():
             assert getattr(read, field.name) == getattr(told, field.name), field.name
+
+
+def test_vllm_reads_config_objects_back_as_they_were_written() -> None:
+    written = {
+        "compilation_config": '{"mode": 0, "compile_sizes": [1, 2]}',
+        "ec_transfer_config": '{"ec_connector": "a", "ec_role": "ec_both", "engine_id": "b"}',
+        "kv_transfer_config": '{"kv_connector": "a", "kv_role": "kv_both", "engine_id": "b",'
+        ' "kv_connector_extra_config": {"size": 2k, "deep": [{}]}}',
+        "pooler_config": '{"task": "embed"}',
+    }
+    entries = [f"--{name.replace('_', '-')}:{text}" for name, text in written.items()]
+    plan = plan_load(pb.ModelOptions(Model="org/model", Options=entries))
+    shared = plan.shared_args(None)
+    # A command line has no objects of Python's.
+    assert shared["kv_transfer_config"]["kv_connector_extra_config"] == {"size": 2000, "deep": [{}]}
+    (group,) = missing(parallel(data_parallel_size=2), [], 0, shared)
+    _, *rest = shlex.split(group.line)
+    read = AsyncEngineArgs.from_cli_args(make_arg_parser(FlexibleArgumentParser()).parse_args(rest[1:]))
+    told = plan.build()
+    for name in written:
+        assert dataclasses.is_dataclass(getattr(told, name))
+        assert getattr(read, name) == getattr(told, name), name
