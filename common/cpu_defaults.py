@@ -2,11 +2,12 @@
 
 dtype              float32 where the CPU has no BF16 units: it decodes more than twice as fast there
 enforce_eager      true: compiling gains 7 % and costs minutes at each load, and fails without a compiler
-kv_cache_memory_bytes  a quarter of the memory that is free, at most 4 GiB; vLLM would ask for 92 % of all memory,
-                   and fail when anything else on the machine uses more than the rest
+kv_cache_memory_bytes  a quarter of the memory that is free, shared among this machine's workers, at most 4 GiB each;
+                   vLLM would ask for 92 % of all memory, and fail when anything else uses more than the rest
 distributed_executor_backend  one process where there is one worker, see `one_process`; vLLM would have two
 """
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -23,14 +24,9 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 # What vLLM calls an executor of its users' own.
 ONE_PROCESS = "common.one_process.OneProcess"
-# Engine arguments that ask for more workers or more machines than one.
-_SEVERAL = (
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "prefill_context_parallel_size",
-    "data_parallel_size",
-    "nnodes",
-)
+# Engine arguments that ask for more workers or more machines than one: the first three for each data-parallel rank.
+_WORKERS_OF_A_RANK = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
+_SEVERAL = (*_WORKERS_OF_A_RANK, "data_parallel_size", "nnodes")
 
 _OTHERWISE = ("distributed_executor_backend", "kv_transfer_config", "ec_transfer_config")
 
@@ -44,10 +40,18 @@ def cpu_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         defaults["dtype"] = "float32"
     sizes = ("kv_cache_memory_bytes", "gpu_memory_utilization", "num_gpu_blocks_override")
     if not any(name in given for name in sizes) and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-        defaults["kv_cache_memory_bytes"] = min(available_memory() // 4, MOST_KV_BYTES)
+        defaults["kv_cache_memory_bytes"] = min(available_memory() // 4 // _workers_here(given), MOST_KV_BYTES)
     if _is_alone(given):
         defaults["distributed_executor_backend"] = ONE_PROCESS
     return defaults
+
+
+def _workers_here(given: Mapping[str, Any]) -> int:
+    """The engine's workers on this machine, each of which reserves a KV cache; as `ParallelConfig` spreads them."""
+    ranks, nodes = (int(given.get(name) or 1) for name in ("data_parallel_size", "nnodes"))
+    if nodes == 1 and (local := given.get("data_parallel_size_local")) is not None:
+        ranks = local  # the others are on machines of their own
+    return max(ranks * math.prod(int(given.get(name) or 1) for name in _WORKERS_OF_A_RANK) // nodes, 1)
 
 
 def _is_alone(given: Mapping[str, Any]) -> bool:

@@ -68,6 +68,32 @@ def test_the_cache_has_a_ceiling(machine: dict[str, Any]) -> None:
     assert cpu_defaults({})["kv_cache_memory_bytes"] == MOST_KV_BYTES
 
 
+@pytest.mark.parametrize(
+    ("given", "workers"),
+    [
+        ({"tensor_parallel_size": 4}, 4),
+        ({"pipeline_parallel_size": 2}, 2),
+        ({"data_parallel_size": 4}, 4),
+        ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "data_parallel_size": 2}, 8),
+        # Those of other machines take nothing of this one.
+        ({"data_parallel_size": 4, "data_parallel_size_local": 1}, 1),
+        ({"data_parallel_size": 4, "data_parallel_size_local": 2, "tensor_parallel_size": 2}, 4),
+        ({"data_parallel_size": 4, "data_parallel_size_local": 0}, 1),
+        ({"tensor_parallel_size": 4, "nnodes": 2}, 2),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 4, "nnodes": 4}, 2),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 4, "data_parallel_size_local": 2, "nnodes": 2}, 4),
+        # Unset, as the JSON has it.
+        ({"tensor_parallel_size": 2, "data_parallel_size_local": None}, 2),
+    ],
+)
+def test_the_workers_of_a_machine_share_its_memory(
+    machine: dict[str, Any], given: dict[str, Any], workers: int
+) -> None:
+    assert cpu_defaults(given)["kv_cache_memory_bytes"] == 2 * GIB // workers
+    machine["memory"] = 1000 * GIB
+    assert cpu_defaults(given)["kv_cache_memory_bytes"] == MOST_KV_BYTES
+
+
 @pytest.mark.parametrize(("left", "expected"), [(None, 100), (30, 30), (500, 100), (0, 0)])
 def test_memory_of_the_control_group(left: int | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroup, "memory_left", lambda: left)
