@@ -14,6 +14,8 @@ from backend.settings import SettingsError
 MOST_PATH_BYTES = 107  # unix(7)
 # Everyone else's permissions are taken off a socket as it is made: a chmod would come a moment too late.
 _PRIVATE = 0o177
+# An address that this machine lacks, such as ::1 where IPv6 is switched off and /etc/hosts has it for localhost.
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def listen(
@@ -51,13 +53,7 @@ def check_bindable(addr: str) -> None:
         if addr.startswith("unix:"):
             _check_socket_path(addr.removeprefix("unix:").removeprefix("//"))
             return
-        for family, kind, protocol, address in _resolved(addr):
-            with socket.socket(family, kind, protocol) as probe:
-                # As gRPC binds: connections of a former server that linger don't count.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(address)
+        _check_host(addr)
     except OSError as error:
         reason = error.strerror or str(error)
         msg = f"cannot listen on {addr}: {reason}"
@@ -79,6 +75,26 @@ def _resolved(addr: str) -> list[tuple[socket.AddressFamily, socket.SocketKind, 
     host, _, port = addr.rpartition(":")
     found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return [(family, kind, protocol, address) for family, kind, protocol, _, address in found]
+
+
+def _check_host(addr: str) -> None:
+    """gRPC listens on those of a name's addresses that it can; one is enough."""
+    absent: list[OSError] = []
+    found = _resolved(addr)
+    for family, kind, protocol, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                # As gRPC binds: connections of a former server that linger don't count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise
+            absent.append(error)
+    if len(absent) == len(found):
+        raise absent[0]
 
 
 def _check_socket_path(path: str) -> None:

@@ -1,6 +1,7 @@
 """Who can reach an address, and who can open a socket's file."""
 
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from backend.server import build_server
 from backend.settings import Settings, SettingsError
-from backend.sockets import is_local, listen
+from backend.sockets import check_bindable, is_local, listen
 from tests.unit.test_server import FakeLifecycle, serving
 
 if TYPE_CHECKING:
@@ -81,3 +82,27 @@ async def test_the_file_goes_with_the_server(lifecycle: FakeLifecycle, path: Pat
 )
 def test_what_others_can_reach(addr: str, local: bool) -> None:
     assert is_local(addr) is local
+
+
+# Of a family that no machine has, and of a machine that is not this one.
+NO_FAMILY = (cast("socket.AddressFamily", 63), socket.SOCK_STREAM, 0, "", ("::1", 0, 0, 0))
+NOT_HERE = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("192.0.2.123", 0))
+HERE = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))
+
+
+@pytest.mark.parametrize("absent", [NO_FAMILY, NOT_HERE])
+def test_one_of_a_names_addresses_is_enough(absent: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    for found in ([absent, HERE], [HERE, absent]):
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, found=found, **_kwargs: found)
+        check_bindable("name:0")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: [absent])
+    with pytest.raises(SettingsError, match=r"^cannot listen on name:0: (Cannot assign|Address family not supported)"):
+        check_bindable("name:0")
+
+
+def test_a_port_that_is_taken_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        found = [HERE, (*HERE[:4], taken.getsockname())]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: found)
+        with pytest.raises(SettingsError, match="already in use"):
+            check_bindable("name:0")
