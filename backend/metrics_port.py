@@ -9,6 +9,7 @@ from collections.abc import Callable
 from backend.counters import Counters
 from backend.lifecycle import Lifecycle
 from backend.settings import SettingsError
+from backend.sockets import resolved
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +21,9 @@ def bind(addr: str) -> socket.socket:
         SettingsError: with the system's reason.
 
     """
-    host, _, port = addr.rpartition(":")
-    host = host.strip("[]")
+    host = addr.rpartition(":")[0].strip("[]")
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, _, _, address = resolved(addr)[0]
         # As gRPC does for this address: IPv4 as well.
         both = host == "::" and socket.has_dualstack_ipv6()
         return socket.create_server(address, family=family, dualstack_ipv6=both)

@@ -65,22 +65,32 @@ def is_local(addr: str) -> bool:
     if addr.startswith("unix:"):
         return True
     try:
-        found = _resolved(addr)
+        found = resolved(addr)
     except OSError:
         return False
     return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
-def _resolved(addr: str) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, Any]]:
+def resolved(addr: str) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, Any]]:
+    """What can be bound for a `HOST:PORT` or `[IPv6]:PORT`: family, kind, protocol and address, one or more.
+
+    Raises:
+        OSError: the host is not known, or its name can't be one.
+
+    """
     host, _, port = addr.rpartition(":")
-    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError:
+        # Of Python's codec for names: an empty label, or one of more than 63 characters.
+        raise socket.gaierror(socket.EAI_NONAME, "the host name is malformed") from None
     return [(family, kind, protocol, address) for family, kind, protocol, _, address in found]
 
 
 def _check_host(addr: str) -> None:
     """gRPC listens on those of a name's addresses that it can; one is enough."""
     absent: list[OSError] = []
-    found = _resolved(addr)
+    found = resolved(addr)
     for family, kind, protocol, address in found:
         try:
             with socket.socket(family, kind, protocol) as probe:

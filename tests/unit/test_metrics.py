@@ -215,6 +215,8 @@ def test_a_port_in_use() -> None:
     [
         ("192.0.2.123:0", "Cannot assign requested address"),
         ("no-such-host.invalid:9090", ""),
+        ("a..b:9090", "the host name is malformed"),
+        (f"{'x' * 64}:9090", "the host name is malformed"),
     ],
 )
 def test_an_address_that_cannot_be_bound(addr: str, reason: str) -> None:

@@ -78,6 +78,7 @@ async def test_the_file_goes_with_the_server(lifecycle: FakeLifecycle, path: Pat
         ("192.0.2.1:5", False),
         ("[2001:db8::1]:5", False),
         ("no-such-host.invalid:5", False),
+        ("a..b:5", False),
     ],
 )
 def test_what_others_can_reach(addr: str, local: bool) -> None:
@@ -98,6 +99,13 @@ def test_one_of_a_names_addresses_is_enough(absent: object, monkeypatch: pytest.
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: [absent])
     with pytest.raises(SettingsError, match=r"^cannot listen on name:0: (Cannot assign|Address family not supported)"):
         check_bindable("name:0")
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "x" * 64, f"{'x' * 64}.example"])
+def test_a_host_name_that_is_malformed(host: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check_bindable(f"{host}:5")
+    assert str(caught.value) == f"cannot listen on {host}:5: the host name is malformed"
 
 
 def test_a_port_that_is_taken_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
