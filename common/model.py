@@ -31,7 +31,7 @@ from common.request import GenerationRequest, generation_request, is_heavy
 from common.scoring import Scorer
 from common.speech import Transcriber
 from common.token_classification import TokenClassifier
-from common.vllm_log import leave_answers_out
+from common.vllm_log import leave_texts_out
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Model:
     """
 
     def __init__(self, engine: Engine, plan: LoadPlan, frontends: Frontends = ALONE) -> None:
-        leave_answers_out()
+        leave_texts_out()
         self._frontends = frontends
         self.plan = plan
         self.traced = plan.traces_endpoint is not None

@@ -25,7 +25,7 @@ def engine(mm_processor: Any, **abilities: Any) -> Any:
 @pytest.fixture
 def log_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave pytest's own handlers without the filter that a model puts on them."""
-    monkeypatch.setattr(room, "leave_answers_out", lambda: None)
+    monkeypatch.setattr(room, "leave_texts_out", lambda: None)
 
 
 @pytest.mark.usefixtures("log_as_it_is")

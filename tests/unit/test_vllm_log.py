@@ -1,4 +1,4 @@
-"""What a model said stays out of the log, whatever vLLM's parsers make of it."""
+"""What a prompt or an answer says stays out of the log, whatever vLLM's renderers and parsers make of it."""
 
 import io
 import logging
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.vllm_log import AnswersLeftOut, leave_answers_out
+from common.vllm_log import TextsLeftOut, leave_texts_out
 
-SAID = "what the model said"
+SAID = "what the model said, or its user"
 
 
 @pytest.fixture
@@ -21,24 +21,27 @@ def log() -> Iterator[io.StringIO]:
     before, level = logger.handlers, logger.level
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG)
-    leave_answers_out()
-    leave_answers_out()
+    leave_texts_out()
+    leave_texts_out()
     assert len(handler.filters) == 1
     yield written
     logger.handlers = before
     for other in logging.getLogger().handlers:
-        other.filters = [old for old in other.filters if not isinstance(old, AnswersLeftOut)]
+        other.filters = [old for old in other.filters if not isinstance(old, TextsLeftOut)]
     logger.setLevel(level)
 
 
-@pytest.mark.parametrize("room", ["vllm.tool_parsers.llama_tool_parser", "vllm.reasoning.x", "vllm.parser.y"])
+@pytest.mark.parametrize(
+    "room", ["vllm.tool_parsers.llama_tool_parser", "vllm.reasoning.x", "vllm.parser.y", "vllm.renderers.hf"]
+)
 def test_values_are_left_out(log: io.StringIO, room: str) -> None:
     logging.getLogger(room).warning("Regex timeout occurred when matching: %s", SAID)
     assert log.getvalue() == "WARNING Regex timeout occurred when matching: %s (values left out)\n"
 
 
-def test_the_text_of_an_exception_is_left_out(log: io.StringIO) -> None:
-    logger = logging.getLogger("vllm.tool_parsers.hermes")
+@pytest.mark.parametrize("room", ["vllm.tool_parsers.hermes", "vllm.renderers.mistral"])
+def test_the_text_of_an_exception_is_left_out(log: io.StringIO, room: str) -> None:
+    logger = logging.getLogger(room)
     logger.error("Error in extracting tool call", exc_info=ValueError(SAID))
     assert log.getvalue() == "WARNING Error in extracting tool call: ValueError\n"
 
