@@ -2,7 +2,9 @@
 
 import base64
 import io
+import re
 import socket
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,36 @@ def test_pixels_of_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
             assert Connector().fetch_video(url(data, "Videos"))[0].shape[0] == 20
         else:
             assert "VLLM_MAX_IMAGE_PIXELS" in refusal(Connector(), data, "Videos")
+
+
+def far_video(last: int) -> bytes:
+    """A video of eight frames in a kilobyte, the last of which is the number `last`."""
+    av = pytest.importorskip("av", reason="vLLM's extra `audio` is not installed")
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 64, "yuv420p", 1
+        for number in (0, 1, 2, 3, last - 300, last - 200, last - 100, last):
+            frame = av.VideoFrame(64, 64, "yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("backend", ["opencv", "opencv_dynamic", "qwen3_vl", "glm5next", "molmo2", "openpangu"])
+def test_frames_that_only_a_header_claims(backend: str) -> None:
+    """Each that is asked for takes time: these would take minutes, and there could be a billion."""
+    connector = Connector({"video": {"video_backend": backend}})
+    said = refusal(connector, b64(far_video(5_000_000)), "Videos")
+    assert re.fullmatch(r"Videos\[0\]: has \d{7} frames; 100000 are allowed", said)
+
+
+def test_a_long_video() -> None:
+    frames, metadata = Connector().fetch_video(url(b64(far_video(20_000)), "Videos"))
+    assert len(frames) > 0
+    assert metadata["total_num_frames"] > 19_000
 
 
 def test_too_few_frames_for_a_model() -> None:
