@@ -4,13 +4,10 @@ No text raised here holds anything of a payload.
 """
 
 import asyncio
-import base64
 import binascii
 import contextlib
 import functools
-import io
 import ipaddress
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,32 +17,22 @@ from urllib.parse import unquote
 import PIL
 from PIL import Image
 from urllib3.util import parse_url
-from vllm import envs
 from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
-from vllm.multimodal.image import open_image
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, AudioMediaIO, ImageMediaIO, MediaConnector, VideoMediaIO
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.multimodal.media.connector import global_thread_pool
 
 from common.errors import BackendError, InvalidRequest, Unsupported
+from common.media_readers import limited
 
 # The name of vLLM's own, in the place of which ours is registered; the environment could name another.
 CONNECTOR = "http"
 # The reserved top-level domain of RFC 2606: as the only domain allowed it refuses all, where an empty list allows all.
 NO_DOMAIN = "media.invalid"
-# Of one image, 8192 x 8192, where VLLM_MAX_IMAGE_PIXELS says nothing else: 200 MB as RGB.
-MAX_IMAGE_PIXELS = 2**26
-# All frames that are taken of one video may have as many pixels as this many images: 3 GB as RGB, 500 frames of 1080p.
-VIDEO_IMAGES = 16
-# A header may claim any number, and vLLM's reader asks OpenCV for each of them up to the last that it takes, there or
-# not: 57 us for one that is not, the time of decoding for one that is. 55 minutes at 30 Hz.
-MAX_VIDEO_FRAMES = 100_000
 _REASONS = {
     binascii.Error: "is not valid base64",
     Image.DecompressionBombError: "has too many pixels",
     PIL.UnidentifiedImageError: "is no image of a known format",
 }
-# OpenCV's CAP_PROP_FRAME_WIDTH and _HEIGHT.
-_WIDTH, _HEIGHT = 3, 4
 
 
 @MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)
@@ -65,14 +52,7 @@ class Connector(MediaConnector):  # type: ignore[misc]  # vLLM is untyped to us
         """The decoded item."""
         where, _, url = url.partition(" ")
         with refusals(where):
-            if isinstance(media_io, ImageMediaIO):
-                media_io = _LimitedImages(where, media_io)
-            if isinstance(media_io, VideoMediaIO):
-                media_io = _LimitedVideos(where, media_io)
-            decoded = self._load(where, url, media_io, fetch_timeout)
-            if isinstance(media_io, AudioMediaIO) and not len(decoded[0]):
-                raise InvalidRequest(where, "holds no sound")
-            return decoded
+            return self._load(where, url, limited(where, media_io), fetch_timeout)
 
     def _load(self, where: str, url: str, media_io: Any, fetch_timeout: int | None) -> Any:
         if url.startswith("file:"):
@@ -101,91 +81,6 @@ class Connector(MediaConnector):  # type: ignore[misc]  # vLLM is untyped to us
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host.strip("[]"), None)}
         if not all(ipaddress.ip_address(address.partition("%")[0]).is_global for address in addresses):
             raise InvalidRequest(where, "is a URL of a private address")
-
-
-class _LimitedImages:
-    """vLLM's image reader behind a look at the header: the size is known before anything is decoded."""
-
-    def __init__(self, where: str, images: Any) -> None:
-        self._where = where
-        self._images = images
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._images, name)
-
-    def load_base64(self, _media_type: str, data: str) -> Any:
-        return self.load_bytes(base64.b64decode(data, validate=True))
-
-    def load_file(self, path: Path) -> Any:
-        return self.load_bytes(path.read_bytes())
-
-    def load_bytes(self, data: bytes) -> Any:
-        limit = _pixel_limit()
-        width, height = open_image(io.BytesIO(data)).size
-        if width * height > limit > 0:
-            raise InvalidRequest(
-                self._where, f"has {width}x{height} pixels; {limit} are allowed (VLLM_MAX_IMAGE_PIXELS)"
-            )
-        return self._images.load_bytes(data)
-
-
-class _LimitedVideos:
-    """vLLM's video reader behind a look at how much it is about to decode."""
-
-    def __init__(self, where: str, videos: Any) -> None:
-        self._videos = videos
-        # The reader is made for this one video.
-        videos.video_loader = type("_Loader", (_LimitedFrames, type(videos.video_loader)), {"where": where})()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._videos, name)
-
-    def load_base64(self, _media_type: str, data: str) -> Any:
-        # By the type alone vLLM would take a list of pictures for a video.
-        return self.load_bytes(base64.b64decode(data, validate=True))
-
-
-class _LimitedFrames:
-    """What stands before the methods of a loader of vLLM's, which are all the class's."""
-
-    where = ""
-
-    @classmethod
-    def compute_frames_index_to_sample(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
-        if source.total_frames_num > MAX_VIDEO_FRAMES:
-            raise InvalidRequest(cls.where, f"has {source.total_frames_num} frames; {MAX_VIDEO_FRAMES} are allowed")
-        loader: Any = super()
-        try:
-            return loader.compute_frames_index_to_sample(source, *args, **kwargs)
-        except ZeroDivisionError:
-            raise InvalidRequest(cls.where, "has too few frames for this model") from None
-
-    @classmethod
-    def read_frames(cls, cap: Any, frame_idx: list[int], *args: Any, **kwargs: Any) -> Any:
-        _check_frames(cls.where, int(cap.get(_WIDTH)), int(cap.get(_HEIGHT)), len(frame_idx))
-        loader: Any = super()
-        frames, valid = loader.read_frames(cap, frame_idx, *args, **kwargs)
-        if not valid:
-            raise InvalidRequest(cls.where, "has no frame that can be decoded")
-        return frames, valid
-
-
-def _check_frames(where: str, width: int, height: int, count: int) -> None:
-    limit = _pixel_limit()
-    if width * height > limit > 0:
-        raise InvalidRequest(
-            where, f"has frames of {width}x{height} pixels; {limit} are allowed (VLLM_MAX_IMAGE_PIXELS)"
-        )
-    if width * height * count > limit * VIDEO_IMAGES > 0:
-        raise InvalidRequest(
-            where,
-            f"has {count} frames of {width}x{height} pixels to look at; {limit * VIDEO_IMAGES} pixels are allowed"
-            f" ({VIDEO_IMAGES} times VLLM_MAX_IMAGE_PIXELS); the engine argument media_io_kwargs takes fewer frames",
-        )
-
-
-def _pixel_limit() -> int:
-    return int(envs.VLLM_MAX_IMAGE_PIXELS) if "VLLM_MAX_IMAGE_PIXELS" in os.environ else MAX_IMAGE_PIXELS
 
 
 @contextlib.contextmanager

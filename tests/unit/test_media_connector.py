@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
-from common import media_connector
+from common import media_readers
 from common.engine_args import plan_load
 from common.errors import InvalidRequest, Unsupported
 from common.media import media_items
@@ -94,7 +94,7 @@ def test_a_damaged_image_is_an_image_or_refused(patch: bytes, offset: int) -> No
 
 
 def test_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media_connector, "MAX_IMAGE_PIXELS", 20)
+    monkeypatch.setattr(media_readers, "MAX_IMAGE_PIXELS", 20)
     assert refusal(Connector(), b64(png(7, 3))).startswith("Images[0]: has 7x3 pixels; 20 are allowed")
     assert Connector().fetch_image(url(b64(png(5, 4))))
     monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "30")
@@ -232,13 +232,13 @@ def test_a_list_of_pictures_is_no_video() -> None:
 
 def test_pixels_of_a_video(monkeypatch: pytest.MonkeyPatch) -> None:
     data = b64(video(range(20)))
-    monkeypatch.setattr(media_connector, "MAX_IMAGE_PIXELS", 32 * 32 * 20 // 16)
+    monkeypatch.setattr(media_readers, "MAX_IMAGE_PIXELS", 32 * 32 * 20 // 16)
     assert Connector().fetch_video(url(data, "Videos"))[0].shape[0] == 20
-    monkeypatch.setattr(media_connector, "MAX_IMAGE_PIXELS", 32 * 32 * 19 // 16)
+    monkeypatch.setattr(media_readers, "MAX_IMAGE_PIXELS", 32 * 32 * 19 // 16)
     said = refusal(Connector(), data, "Videos")
     assert said.startswith("Videos[0]: has 20 frames of 32x32 pixels to look at; 19456 pixels are allowed")
     assert Connector({"video": {"num_frames": 19}}).fetch_video(url(data, "Videos"))[0].shape[0] == 19
-    monkeypatch.setattr(media_connector, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(media_readers, "MAX_IMAGE_PIXELS", 1000)
     assert refusal(Connector(), data, "Videos").startswith("Videos[0]: has frames of 32x32 pixels; 1000 are allowed")
     for limit in ("1000", "0"):
         monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", limit)

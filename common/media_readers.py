@@ -1,0 +1,133 @@
+"""vLLM's readers of media, each behind a look at how much it is about to decode.
+
+No text raised here holds anything of a payload.
+"""
+
+import base64
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from vllm import envs
+from vllm.multimodal.image import open_image
+from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, VideoMediaIO
+
+from common.errors import InvalidRequest
+
+# Of one image, 8192 x 8192, where VLLM_MAX_IMAGE_PIXELS says nothing else: 200 MB as RGB.
+MAX_IMAGE_PIXELS = 2**26
+# All frames that are taken of one video may have as many pixels as this many images: 3 GB as RGB, 500 frames of 1080p.
+VIDEO_IMAGES = 16
+# A header may claim any number, and vLLM's reader asks OpenCV for each of them up to the last that it takes, there or
+# not: 57 us for one that is not, the time of decoding for one that is. 55 minutes at 30 Hz.
+MAX_VIDEO_FRAMES = 100_000
+# OpenCV's CAP_PROP_FRAME_WIDTH and _HEIGHT.
+_WIDTH, _HEIGHT = 3, 4
+
+
+def limited(where: str, reader: Any) -> Any:
+    """What reads as vLLM's `reader` does, with limits, and with the name `where` of the field in what it refuses."""
+    if isinstance(reader, ImageMediaIO):
+        return _Images(where, reader)
+    if isinstance(reader, VideoMediaIO):
+        return _Videos(where, reader)
+    if isinstance(reader, AudioMediaIO):
+        return _Audios(where, reader)
+    return reader
+
+
+class _Limited:
+    """All that vLLM calls comes through `load_bytes`, whatever the source."""
+
+    def __init__(self, where: str, reader: Any) -> None:
+        self._where = where
+        self._reader = reader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    # By the type alone vLLM would take a list of pictures for a video.
+    def load_base64(self, _media_type: str, data: str) -> Any:
+        return self.load_bytes(base64.b64decode(data, validate=True))
+
+    def load_file(self, path: Path) -> Any:
+        return self.load_bytes(path.read_bytes())
+
+    def load_bytes(self, data: bytes) -> Any:
+        return self._reader.load_bytes(data)
+
+
+class _Images(_Limited):
+    """A look at the header: the size is known before anything is decoded."""
+
+    def load_bytes(self, data: bytes) -> Any:
+        limit = _pixel_limit()
+        width, height = open_image(io.BytesIO(data)).size
+        if width * height > limit > 0:
+            raise InvalidRequest(
+                self._where, f"has {width}x{height} pixels; {limit} are allowed (VLLM_MAX_IMAGE_PIXELS)"
+            )
+        return super().load_bytes(data)
+
+
+class _Audios(_Limited):
+    """A look at the bytes, also where vLLM would have the decoder open the file."""
+
+    def load_bytes(self, data: bytes) -> Any:
+        decoded = super().load_bytes(data)
+        if not len(decoded[0]):
+            raise InvalidRequest(self._where, "holds no sound")
+        return decoded
+
+
+class _Videos(_Limited):
+    """A look at how much is about to be decoded."""
+
+    def __init__(self, where: str, reader: Any) -> None:
+        super().__init__(where, reader)
+        # The reader is made for this one video.
+        reader.video_loader = type("_Loader", (_LimitedFrames, type(reader.video_loader)), {"where": where})()
+
+
+class _LimitedFrames:
+    """What stands before the methods of a loader of vLLM's, which are all the class's."""
+
+    where = ""
+
+    @classmethod
+    def compute_frames_index_to_sample(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+        if source.total_frames_num > MAX_VIDEO_FRAMES:
+            raise InvalidRequest(cls.where, f"has {source.total_frames_num} frames; {MAX_VIDEO_FRAMES} are allowed")
+        loader: Any = super()
+        try:
+            return loader.compute_frames_index_to_sample(source, *args, **kwargs)
+        except ZeroDivisionError:
+            raise InvalidRequest(cls.where, "has too few frames for this model") from None
+
+    @classmethod
+    def read_frames(cls, cap: Any, frame_idx: list[int], *args: Any, **kwargs: Any) -> Any:
+        _check_frames(cls.where, int(cap.get(_WIDTH)), int(cap.get(_HEIGHT)), len(frame_idx))
+        loader: Any = super()
+        frames, valid = loader.read_frames(cap, frame_idx, *args, **kwargs)
+        if not valid:
+            raise InvalidRequest(cls.where, "has no frame that can be decoded")
+        return frames, valid
+
+
+def _check_frames(where: str, width: int, height: int, count: int) -> None:
+    limit = _pixel_limit()
+    if width * height > limit > 0:
+        raise InvalidRequest(
+            where, f"has frames of {width}x{height} pixels; {limit} are allowed (VLLM_MAX_IMAGE_PIXELS)"
+        )
+    if width * height * count > limit * VIDEO_IMAGES > 0:
+        raise InvalidRequest(
+            where,
+            f"has {count} frames of {width}x{height} pixels to look at; {limit * VIDEO_IMAGES} pixels are allowed"
+            f" ({VIDEO_IMAGES} times VLLM_MAX_IMAGE_PIXELS); the engine argument media_io_kwargs takes fewer frames",
+        )
+
+
+def _pixel_limit() -> int:
+    return int(envs.VLLM_MAX_IMAGE_PIXELS) if "VLLM_MAX_IMAGE_PIXELS" in os.environ else MAX_IMAGE_PIXELS
