@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InvalidRequest
+from common.media_kinds import fits, sniff
 from common.pb import backend_pb2 as pb
 
 MODALITIES = {"Images": "image", "Videos": "video", "Audios": "audio"}
@@ -19,28 +20,6 @@ MARKER = "<__media__>"
 _MARKER = re.compile(r"(<__media__>|\[vid-\d{1,9}\])")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _PATH_MAX = 4096
-# The first that fits counts.
-_MAGIC = {
-    "image/png": rb"\x89PNG\r\n\x1a\n",
-    "image/jpeg": rb"\xff\xd8\xff",
-    "image/gif": rb"GIF8",
-    "image/webp": rb"RIFF....WEBP",
-    "image/bmp": rb"BM",
-    "image/tiff": rb"II\*\0|MM\0\*",
-    "image/avif": rb"....ftypavif",
-    "image/heic": rb"....ftyp(heic|heix|mif1)",
-    "video/mp4": rb"....ftyp",
-    "video/webm": rb"\x1a\x45\xdf\xa3",
-    "video/x-msvideo": rb"RIFF....AVI ",
-    "audio/wav": rb"RIFF....WAVE",
-    "audio/ogg": rb"OggS",
-    "audio/flac": rb"fLaC",
-    "audio/mpeg": rb"ID3|\xff[\xfb\xf3\xf2]",
-    "application/pdf": rb"%PDF-",
-    "application/zip": rb"PK\x03\x04",
-}
-# What holds sound, too, or, for a GIF, pictures that move.
-_ALSO = {("video/mp4", "audio"), ("video/webm", "audio"), ("audio/ogg", "video"), ("image/gif", "video")}
 
 
 @dataclass(frozen=True)
@@ -89,11 +68,6 @@ def source(text: str) -> str:
     if text.startswith("/") and len(text) <= _PATH_MAX and sniff(_first_bytes(text)) is None:
         return "path"
     return "base64"
-
-
-def sniff(data: bytes) -> str | None:
-    """The media type that `data` begins like."""
-    return next((kind for kind, magic in _MAGIC.items() if re.match(magic, data, re.DOTALL)), None)
 
 
 def fields_of(items: Iterable[Item]) -> str:
@@ -182,7 +156,7 @@ def _url(where: str, modality: str, text: str) -> str:
     if not text:
         raise InvalidRequest(where, "is empty")
     found = sniff(_first_bytes(text))
-    if found and not found.startswith(modality) and (found, modality) not in _ALSO:
+    if found and not fits(found, modality):
         raise InvalidRequest(where, f"holds {found}, which is not of the kind {modality}")
     return f"data:{found or stated};base64,{text}"
 

@@ -14,6 +14,7 @@ from vllm.multimodal.image import open_image
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, VideoMediaIO
 
 from common.errors import InvalidRequest
+from common.media_kinds import check_format, check_kind
 
 # Of one image, 8192 x 8192, where VLLM_MAX_IMAGE_PIXELS says nothing else: 200 MB as RGB.
 MAX_IMAGE_PIXELS = 2**26
@@ -74,7 +75,14 @@ class _Images(_Limited):
 class _Audios(_Limited):
     """A look at the bytes, also where vLLM would have the decoder open the file."""
 
+    def load_file(self, path: Path) -> Any:
+        with path.open("rb") as file:
+            return self.load_bytes(file.read(self._reader.get_max_bytes() + 1))
+
     def load_bytes(self, data: bytes) -> Any:
+        check_kind(self._where, data, "audio")
+        if len(data) <= self._reader.get_max_bytes():  # else vLLM refuses it
+            check_format(self._where, data)
         decoded = super().load_bytes(data)
         if not len(decoded[0]):
             raise InvalidRequest(self._where, "holds no sound")
@@ -82,12 +90,16 @@ class _Audios(_Limited):
 
 
 class _Videos(_Limited):
-    """A look at how much is about to be decoded."""
+    """A look at the bytes, and at how much is about to be decoded."""
 
     def __init__(self, where: str, reader: Any) -> None:
         super().__init__(where, reader)
         # The reader is made for this one video.
         reader.video_loader = type("_Loader", (_LimitedFrames, type(reader.video_loader)), {"where": where})()
+
+    def load_bytes(self, data: bytes) -> Any:
+        check_kind(self._where, data, "video")
+        return super().load_bytes(data)
 
 
 class _LimitedFrames:

@@ -17,6 +17,7 @@ from vllm.multimodal.media.audio import load_audio_pyav
 
 from common.errors import InvalidRequest
 from common.media_connector import refusals
+from common.media_kinds import FFMPEG_FORMATS, check_kind
 
 # Samples, and their rate.
 Loaded = tuple[npt.NDArray[Any], float]
@@ -117,9 +118,11 @@ def _loaded(data: bytes, rate: int) -> Loaded:
     import av
     import soundfile
 
+    check_kind(FIELD, data, "audio")
     with contextlib.suppress(soundfile.LibsndfileError):
         return cast("Loaded", AudioMediaIO(audio_backend="soundfile").load_bytes(data))
-    with av.open(io.BytesIO(data)) as container:
+    # vLLM's reader would take all that FFmpeg knows.
+    with av.open(io.BytesIO(data), options={"format_whitelist": FFMPEG_FORMATS}) as container:
         rates = {stream.rate for stream in container.streams.audio}
     # Only where it resamples does vLLM make one channel of floats of what a codec gives.
     loaded = load_audio_pyav(

@@ -7,6 +7,7 @@ import os
 from common import cgroup, preload
 from common.cpu_defaults import GIB, available_memory
 from common.home import ensure_home
+from common.media_kinds import FFMPEG_FORMATS
 
 # What one compiler takes that builds CUDA kernels.
 _JOB_BYTES = 4 * GIB
@@ -21,8 +22,10 @@ DEFAULTS = {
     # An unattended process reports to its operator, not to the network.
     "VLLM_NO_USAGE_STATS": "1",
 }
-_RAY = {
-    # Where a load uses it, it would take SIGTERM over from the server, and end the process without a drain.
+_OTHERS = {
+    # OpenCV hands it to FFmpeg, which would open whatever a playlist names.
+    "OPENCV_FFMPEG_CAPTURE_OPTIONS": f"format_whitelist;{FFMPEG_FORMATS}",
+    # Where a load uses Ray, it would take SIGTERM over from the server, and end the process without a drain.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 
@@ -30,7 +33,7 @@ _RAY = {
 def prepare_environment() -> None:
     """Set what the user has not set. Call before vLLM is first imported."""
     ensure_home()
-    for name, value in (DEFAULTS | _RAY).items():
+    for name, value in (DEFAULTS | _OTHERS).items():
         os.environ.setdefault(name, value)
     processors = len(os.sched_getaffinity(0))
     if (quota := cgroup.processors()) is not None and quota < processors:

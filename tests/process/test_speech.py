@@ -91,7 +91,7 @@ def test_what_is_no_audio(hearing: Backend, tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     os.mkfifo(tmp_path / "fifo.wav")
     for name, words in (
-        ("letter.wav", "can't be decoded; it may be damaged"),
+        ("letter.wav", "can't be decoded; it may be damaged, or is no audio of a known kind"),
         ("empty.wav", "is an empty file"),
         ("fifo.wav", "is the path of no regular file"),
         (".", "is the path of no regular file"),

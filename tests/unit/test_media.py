@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.errors import InvalidRequest
-from common.media import MODALITIES, fields_of, media_items, place, place_in_prompt, sniff, source
+from common.media import MODALITIES, fields_of, media_items, place, place_in_prompt, source
 from common.pb import backend_pb2 as pb
 from common.request import generation_request
 
@@ -144,18 +144,6 @@ def test_refused(fields: dict[str, list[str]], field: str, words: str) -> None:
     assert caught.value.field == field
     assert words in str(caught.value)
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize("data", BEGINNINGS)
-def test_sniff(data: bytes) -> None:
-    kind = sniff(data)
-    assert kind is not None
-    assert kind.partition("/")[0] in ("image", "video", "audio", "application")
-
-
-@pytest.mark.parametrize("data", [b"", b"\0" * 20, b"hello", b"RIFF\0\0\0\0", b"\xff\xff\xff"])
-def test_sniff_what_is_unknown(data: bytes) -> None:
-    assert sniff(data) is None
 
 
 def test_order_and_names() -> None:
