@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from vllm import envs
 from vllm.multimodal.image import open_image
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, VideoMediaIO
@@ -16,6 +17,9 @@ from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, VideoMediaIO
 from common.errors import InvalidRequest
 from common.media_kinds import check_format, check_kind
 
+# What C code decodes, in the size that the header says. Other formats Pillow decodes in Python, which holds the
+# interpreter for half a minute at the most pixels, and some hold an image of another size (ICO, ICNS).
+IMAGE_FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000")
 # Of one image, 8192 x 8192, where VLLM_MAX_IMAGE_PIXELS says nothing else: 200 MB as RGB.
 MAX_IMAGE_PIXELS = 2**26
 # All frames that are taken of one video may have as many pixels as this many images: 3 GB as RGB, 500 frames of 1080p.
@@ -60,11 +64,16 @@ class _Limited:
 
 
 class _Images(_Limited):
-    """A look at the header: the size is known before anything is decoded."""
+    """A look at the header: format and size are known before anything is decoded."""
 
     def load_bytes(self, data: bytes) -> Any:
+        image = open_image(io.BytesIO(data))
+        # BMP has a compression that is decoded in Python.
+        if image.format not in IMAGE_FORMATS or any(tile[0] in Image.DECODERS for tile in image.tile):
+            names = ", ".join(IMAGE_FORMATS).replace("BMP", "BMP (uncompressed)")
+            raise InvalidRequest(self._where, f"holds {image.format}; use {names}")
         limit = _pixel_limit()
-        width, height = open_image(io.BytesIO(data)).size
+        width, height = image.size
         if width * height > limit > 0:
             raise InvalidRequest(
                 self._where, f"has {width}x{height} pixels; {limit} are allowed (VLLM_MAX_IMAGE_PIXELS)"

@@ -103,6 +103,47 @@ def test_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "6 are allowed" in refusal(Connector(), b64(png(7, 3)))
 
 
+def image(form: str, **how: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, form, **how)
+    return file.getvalue()
+
+
+def test_formats() -> None:
+    moving = {"save_all": True, "append_images": [Image.new("RGB", (64, 64), "blue")]}
+    for form in media_readers.IMAGE_FORMATS:
+        assert Connector().fetch_image(url(b64(image(form)))).size == (64, 64)
+    for form, how in (("GIF", moving), ("MPO", moving), ("TIFF", {"compression": "tiff_lzw"})):
+        assert Connector().fetch_image(url(b64(image(form, **how)))).size == (64, 64)
+
+
+XPM = b'/* XPM */\nstatic char *x[] = {\n"4 4 1 1",\n". c #000000",\n' + b'"....",\n' * 4 + b"};"
+# Four pixels, and how many of them are alike: what Pillow decodes in Python.
+RUNS = (
+    b"BM\x3e\4\0\0\0\0\0\0\x3a\4\0\0\x28\0\0\0\4\0\0\0\1\0\0\0\1\0\x08\0\1\0\0\0\4\0\0\0"
+    + bytes(16 + 1028)
+    + b"\4\0\0\1"
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "form"),
+    [
+        (image("PPM"), "PPM"),
+        (b"P2\n2 2\n255\n0 0 0 0", "PPM"),
+        (XPM, "XPM"),
+        (RUNS, "BMP"),
+        *((image(form), form) for form in ("QOI", "ICO", "DDS", "TGA", "SGI", "PCX", "ICNS")),
+    ],
+)
+def test_formats_that_python_decodes(data: bytes, form: str) -> None:
+    """They hold the interpreter, for half a minute at the most pixels, or have another size than the header says."""
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.format == form
+    said = refusal(Connector(), b64(data))
+    assert said == (f"Images[0]: holds {form}; use PNG, JPEG, MPO, GIF, WEBP, BMP (uncompressed), TIFF, AVIF, JPEG2000")
+
+
 def test_paths_are_off() -> None:
     for path in ("/etc/hostname", "/no/such/file"):
         assert "allowed_local_media_path" in refusal(Connector(), path)
