@@ -4,6 +4,7 @@ Its merges are written, not trained, so that the same text always falls into the
 of JSON and XML as real vocabularies have them, and single bytes for the rest, which cuts an emoji into four tokens.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -25,6 +26,16 @@ PIECES = (
     *("think", "call", "arg", "value", "key", "string", "type", "title", "guests", "when", "note", "weather", "time"),
     *('{"', '":', '": ', '", "', '"}', '"}}', '":{"', '": {"', '"},', "}}", "}]", "[{", '="', '">', "\n\n", "}\n"),
     *("</", "<|", "|>", "><", ">\n", ")]", "(", "='", "',", " I", " look", "ing", "er", "is", "in", "qu", "\\n", "\\u"),
+)
+_BUNDLED = Path(str(mistral_common.__file__)).parent / "data"
+_MISTRAL_PIECES = 1000
+# The first version with tokens for thoughts, and the first whose prompts say how the model is to think.
+_MISTRAL_THOUGHTS, _MISTRAL_SETTINGS = 13, 15
+_MISTRAL_TOKENS = (
+    *("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"),
+    *("[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]"),
+    *("[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]", "[ARGS]", "[CALL_ID]", "[THINK]"),
+    *("[/THINK]", "[MODEL_SETTINGS]", "[/MODEL_SETTINGS]"),
 )
 
 
@@ -129,9 +140,32 @@ def tokenizer_for(
     if harmony:
         return HarmonyTokenizer()
     if tekken:
-        file = Path(mistral_common.__file__).parent / "data" / tekken
-        return MistralTokenizer(MistralCommonBackend(file, mode=ValidationMode.test))
+        return _mistral(_BUNDLED / tekken)
     return make_tokenizer(special, added, **options)
+
+
+def mistral_tokenizer(version: int, folder: Path) -> MistralTokenizer:
+    """As models of Mistral's have them, of a version that mistral_common brings none of, and with few pieces."""
+    tekken = json.loads((_BUNDLED / "tekken_240911.json").read_text(encoding="utf-8"))
+    texts = [text for text in _MISTRAL_TOKENS if version >= _MISTRAL_THOUGHTS or "THINK" not in text]
+    special = [{"rank": rank, "token_str": text, "is_control": True} for rank, text in enumerate(texts)]
+    sizes = {
+        "num_vocab_tokens": _MISTRAL_PIECES,
+        "default_vocab_size": _MISTRAL_PIECES + len(special),
+        "default_num_special_tokens": len(special),
+    }
+    tekken["config"] |= {"version": f"v{version}"} | sizes
+    tekken |= {"vocab": tekken["vocab"][:_MISTRAL_PIECES], "special_tokens": special}
+    if version >= _MISTRAL_SETTINGS:
+        effort = {"type": "enum", "values": ["none", "high"], "accepts_none": True, "default": "none"}
+        tekken["model_settings_builder"] = {"reasoning_effort": effort}
+    file = folder / "tekken.json"
+    file.write_text(json.dumps(tekken), encoding="utf-8")
+    return _mistral(file)
+
+
+def _mistral(file: Path) -> MistralTokenizer:
+    return MistralTokenizer(MistralCommonBackend(file, mode=ValidationMode.test))
 
 
 def encode(tokenizer: Any, text: str, special: Iterable[str]) -> list[int]:
