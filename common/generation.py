@@ -149,8 +149,8 @@ class Run:
         with translated(request.prompt_field):
             admit(generator.llm)
             adapter = generator.adapters.pick(request.adapter)
-            # One is enough: rendering changes nothing that parsers are made with, and being asked about the prompt
-            # leaves no trace in them.
+            # One is enough: rendering changes nothing that parsers are made with (Mistral's read no template's
+            # variables), and being asked about the prompt leaves no trace in them.
             parser = self._parser = self._fresh_parser()
             engine_input = await generator.render(request)
             prompt_ids = extract_prompt_components(generator.model_config, engine_input).token_ids or []

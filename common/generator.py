@@ -7,11 +7,13 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.parser.abstract_parser import Parser
 from vllm.renderers.inputs.preprocess import extract_prompt_len
 from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.utils.mistral import is_mistral_tokenizer
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.errors import InvalidRequest
 from common.lora import Adapters
 from common.media_prompt import named, raw_prompt
+from common.mistral import leave_template_out
 from common.parsers import ParserChoice
 from common.request import GenerationRequest
 
@@ -73,6 +75,8 @@ class Generator:
         """
         with named(request.media):
             if request.is_chat:
+                if is_mistral_tokenizer(self.llm.renderer.tokenizer):
+                    leave_template_out(request.openai)
                 rendered = await self.renderer.render_chat(request.openai)
             else:
                 if request.media:

@@ -50,6 +50,7 @@ WIRE_NAMES = {
     "min_p": "MinP",
     "presence_penalty": "PresencePenalty",
     "prompt": "Prompt",
+    "reasoning_effort": 'Metadata["reasoning_effort"]',
     "repetition_penalty": "Penalty",
     "response_format": 'Metadata["response_format"]',
     "seed": "Seed",

@@ -12,6 +12,7 @@ import pytest
 from vllm.renderers.mistral import MistralRenderer
 from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
+from common.errors import InvalidRequest
 from common.generator import Generator
 from common.lora import NO_ADAPTERS, Adapters
 from common.parsers import choose_parsers
@@ -94,3 +95,29 @@ async def test_a_chat_has_the_grammar_of_its_version(generator: Generator, field
     if version(generator) >= 11:
         assert constraint is not None
         assert ("<[9]>" in (constraint.grammar or "")) == bool(fields)  # the token [TOOL_CALLS]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "effort"),
+    [
+        ({"enable_thinking": "false"}, None),
+        ({"chat_template_kwargs": '{"user_id": "u", "custom": [1], "enable_thinking": true}'}, None),
+        ({"reasoning_effort": "high"}, "high"),
+        ({"reasoning_effort": "high", "chat_template_kwargs": '{"reasoning_effort": "none"}'}, "high"),
+        # A client's metadata can take the place of the orchestrator's.
+        ({"chat_template_kwargs": '{"reasoning_effort": "high"}'}, "high"),
+        ({"chat_template_kwargs": '{"reasoning_effort": "low"}'}, None),
+        ({"chat_template_kwargs": '{"reasoning_effort": ["high"]}'}, None),
+    ],
+)
+async def test_what_is_meant_for_a_template_is_left_out(
+    generator: Generator, metadata: dict[str, str], effort: str | None
+) -> None:
+    prompt = await rendered(generator, understood(Metadata=metadata))
+    settings = f'[MODEL_SETTINGS]{{"reasoning_effort": "{effort or "none"}"}}[/MODEL_SETTINGS]'
+    assert prompt == f"<s>{settings if version(generator) >= 15 else ''}[INST]Hi[/INST]"
+
+
+async def test_an_effort_that_no_tokenizer_knows_is_refused_by_its_name(generator: Generator) -> None:
+    with pytest.raises(InvalidRequest, match=r'^Metadata\["reasoning_effort"\]: reasoning_effort=low is not supported'):
+        await rendered(generator, understood(Metadata={"reasoning_effort": "low"}))
