@@ -4,6 +4,14 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.utils.mistral import mt
 
 
+def prepare(chat: ChatCompletionRequest) -> None:
+    """Make it what generation's renderer makes of it, for a renderer that does not."""
+    leave_template_out(chat)
+    mt.maybe_serialize_tool_calls(chat)
+    mt.truncate_tool_call_ids(chat)
+    mt.validate_request_params(chat)
+
+
 def leave_template_out(chat: ChatCompletionRequest) -> None:
     """Drop the variables of a template, which vLLM refuses, but for an effort that these tokenizers know."""
     variables, chat.chat_template_kwargs = chat.chat_template_kwargs or {}, None

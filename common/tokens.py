@@ -9,6 +9,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.errors import InvalidRequest
 from common.media_prompt import named, raw_prompt
+from common.mistral import prepare
 from common.request import GenerationRequest
 from common.vllm_errors import translated
 
@@ -44,6 +45,8 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> list[int]:
 
 async def rendered_chat(renderer: Any, chat: Any) -> Any:
     """The prompt of a `ChatCompletionRequest` of any length, as vLLM's inputs are: a dict with `prompt_token_ids`."""
+    if is_mistral_tokenizer(renderer.tokenizer):
+        prepare(chat)
     defaults = {
         "tools": [tool.model_dump() for tool in chat.tools] if chat.tools else None,
         "tokenize": is_mistral_tokenizer(renderer.tokenizer),

@@ -18,12 +18,23 @@ from common.lora import NO_ADAPTERS, Adapters
 from common.parsers import choose_parsers
 from common.pb import backend_pb2 as pb
 from common.request import GenerationRequest, generation_request
+from common.tokens import tokenize
 from common.vllm_errors import translated
 from tests.parsers.tokenizer import mistral_tokenizer
 
 # Before 11 grammars can't be made, from 13 on thoughts are tokens, and from 15 on the prompt has the effort.
 VERSIONS = (3, 11, 13, 15)
 USER = pb.Message(role="user", content="Hi")
+# As this server and OpenAI's write them; Mistral's have nine characters.
+CALL_ID = "chatcmpl-tool-0123456789abcdef"
+CALL = {"id": CALL_ID, "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}}
+HISTORY = (
+    USER,
+    pb.Message(role="assistant", tool_calls=json.dumps([CALL])),
+    pb.Message(role="tool", tool_call_id=CALL_ID, name="get_weather", content="18 C"),
+    pb.Message(role="assistant", content="Warm."),
+    USER,
+)
 TOOLS = json.dumps(
     [
         {
@@ -76,9 +87,13 @@ def understood(*messages: pb.Message, **fields: Any) -> GenerationRequest:
 
 async def rendered(generator: Generator, request: GenerationRequest) -> str:
     """The prompt, as a request goes."""
+    return str(generator.llm.get_tokenizer().decode(await rendered_ids(generator, request)))
+
+
+async def rendered_ids(generator: Generator, request: GenerationRequest) -> list[int]:
     with translated(request.prompt_field):
         engine_input = await generator.render(request)
-    return str(generator.llm.get_tokenizer().decode(engine_input["prompt_token_ids"]))
+    return list(engine_input["prompt_token_ids"])
 
 
 @pytest.mark.parametrize("fields", [{}, {"Tools": TOOLS}, {"Tools": TOOLS, "ToolChoice": "required"}])
@@ -121,3 +136,26 @@ async def test_what_is_meant_for_a_template_is_left_out(
 async def test_an_effort_that_no_tokenizer_knows_is_refused_by_its_name(generator: Generator) -> None:
     with pytest.raises(InvalidRequest, match=r'^Metadata\["reasoning_effort"\]: reasoning_effort=low is not supported'):
         await rendered(generator, understood(Metadata={"reasoning_effort": "low"}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"Tools": TOOLS},
+        {"Metadata": {"enable_thinking": "false"}},
+        {"Metadata": {"chat_template_kwargs": '{"reasoning_effort": "high"}'}},
+        {"Metadata": {"chat_template_kwargs": '{"reasoning_effort": "low"}'}},
+    ],
+)
+@pytest.mark.parametrize("messages", [(USER,), HISTORY])
+async def test_tokenize_string_has_the_prompt_of_a_chat(
+    generator: Generator, messages: tuple[pb.Message, ...], fields: dict[str, Any]
+) -> None:
+    wanted = await rendered_ids(generator, understood(*messages, **fields))
+    assert await tokenize(generator.llm, understood(*messages, **fields)) == wanted
+
+
+async def test_tokenize_string_refuses_what_a_chat_does(generator: Generator) -> None:
+    with pytest.raises(InvalidRequest, match=r'^Metadata\["reasoning_effort"\]: reasoning_effort=low is not supported'):
+        await tokenize(generator.llm, understood(Metadata={"reasoning_effort": "low"}))

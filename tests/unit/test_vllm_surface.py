@@ -42,7 +42,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.config.VllmConfig": ("use_v2_model_runner",),
     "vllm.reasoning.ReasoningParser": ("reasoning_end_str", "reasoning_start_str"),
     "vllm.usage.usage_lib.UsageContext": ("ENGINE_CONTEXT",),
-    "vllm.utils.mistral.mt": ("ReasoningEffort",),
+    "vllm.utils.mistral.mt": (
+        "ReasoningEffort",
+        "maybe_serialize_tool_calls",
+        "truncate_tool_call_ids",
+        "validate_request_params",
+    ),
     "vllm.config.ParallelConfig": (
         "data_parallel_backend",
         "data_parallel_master_ip",
