@@ -79,9 +79,13 @@ class Generator:
                     leave_template_out(request.openai)
                 rendered = await self.renderer.render_chat(request.openai)
             else:
+                openai = request.openai
                 if request.media:
-                    request.openai.prompt = await raw_prompt(request.openai.prompt, request.media, self.llm.renderer)
-                rendered = (None, await self.renderer.render_completion(request.openai))
+                    prompt = await raw_prompt(openai.prompt, request.media, self.llm.renderer)
+                    # A copy: the request lives as long as its answer, decoded media only until they are prepared.
+                    openai = openai.model_copy(update={"prompt": prompt})
+                    del prompt
+                rendered = (None, await self.renderer.render_completion(openai))
         if isinstance(rendered, ErrorResponse) or isinstance(rendered[1], ErrorResponse):
             response = rendered if isinstance(rendered, ErrorResponse) else rendered[1]
             raise InvalidRequest(request.prompt_field, response.error.message)

@@ -6,6 +6,7 @@ No text raised here holds anything of a payload.
 import asyncio
 import binascii
 import contextlib
+import contextvars
 import functools
 import ipaddress
 import socket
@@ -46,6 +47,8 @@ class Connector(MediaConnector):  # type: ignore[misc]  # vLLM is untyped to us
     async def load_from_url_async(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
         """As `load_from_url`, in vLLM's threads for media."""
         load = functools.partial(self.load_from_url, url, media_io, fetch_timeout=fetch_timeout)
+        # What is decoded belongs to the request that this is called for.
+        load = functools.partial(contextvars.copy_context().run, load)
         return await asyncio.get_running_loop().run_in_executor(global_thread_pool, load)
 
     def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:

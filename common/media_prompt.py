@@ -17,6 +17,7 @@ from vllm.transformers_utils.processor import get_video_processor_cls_name
 from common.errors import BackendError, InvalidRequest, Unsupported
 from common.media import MODALITIES, Item, fields_of, place_in_prompt
 from common.media_connector import Connector
+from common.media_memory import one_request
 
 # In order of preference: vLLM's names of methods -> the module of each.
 _RESAMPLERS = {"soxr": "soxr", "pyav": "av"}
@@ -61,9 +62,13 @@ async def raw_prompt(text: str, items: Sequence[Item], renderer: Any) -> Any:
 
 @contextlib.contextmanager
 def named(items: Sequence[Item]) -> Iterator[None]:
-    """Raise InvalidRequest or Unsupported where vLLM's renderer can't take `items`; its words may repeat the prompt."""
+    """Raise InvalidRequest or Unsupported where vLLM's renderer can't take `items`; its words may repeat the prompt.
+
+    All `items` are of one request, whose decoded media may take only so much memory together.
+    """
     try:
-        yield
+        with one_request():
+            yield
     except (ValueError, RuntimeError, AssertionError, ImportError) as error:
         text = str(error)
         if not items or isinstance(error, BackendError | VLLMValidationError):

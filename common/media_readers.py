@@ -7,13 +7,14 @@ import base64
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 from vllm import envs
 from vllm.multimodal.image import open_image
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, VideoMediaIO
 
+from common import media_memory
 from common.errors import InvalidRequest
 from common.media_kinds import check_format, check_kind
 
@@ -27,6 +28,9 @@ VIDEO_IMAGES = 16
 # A header may claim any number, and vLLM's reader asks OpenCV for each of them up to the last that it takes, there or
 # not: 57 us for one that is not, the time of decoding for one that is. 55 minutes at 30 Hz.
 MAX_VIDEO_FRAMES = 100_000
+# Of a picture: as it is decoded, and as it is converted, four bytes each in Pillow. Of a frame: as RGB.
+_BYTES_PER_PIXEL = 8
+_BYTES_PER_FRAME_PIXEL = 3
 # OpenCV's CAP_PROP_FRAME_WIDTH and _HEIGHT.
 _WIDTH, _HEIGHT = 3, 4
 
@@ -78,7 +82,15 @@ class _Images(_Limited):
             raise InvalidRequest(
                 self._where, f"has {width}x{height} pixels; {limit} are allowed (VLLM_MAX_IMAGE_PIXELS)"
             )
-        return super().load_bytes(data)
+        size = width * height * _BYTES_PER_PIXEL
+        media_memory.MEMORY.take(self._where, size, _request_limit())
+        try:
+            decoded = self._reader.load_bytes(data)
+        except BaseException:
+            media_memory.MEMORY.give_back(size)
+            raise
+        media_memory.MEMORY.hold(decoded.media, size)
+        return decoded
 
 
 class _Audios(_Limited):
@@ -92,10 +104,13 @@ class _Audios(_Limited):
         check_kind(self._where, data, "audio")
         if len(data) <= self._reader.get_max_bytes():  # else vLLM refuses it
             check_format(self._where, data)
-        decoded = super().load_bytes(data)
-        if not len(decoded[0]):
+        samples, rate = super().load_bytes(data)
+        if not len(samples):
             raise InvalidRequest(self._where, "holds no sound")
-        return decoded
+        # Nothing says how long it is before it is decoded; vLLM's threads are few, and each stops at a limit.
+        media_memory.MEMORY.take(self._where, samples.nbytes, _request_limit())
+        media_memory.MEMORY.hold(samples, samples.nbytes)
+        return samples, rate
 
 
 class _Videos(_Limited):
@@ -104,17 +119,28 @@ class _Videos(_Limited):
     def __init__(self, where: str, reader: Any) -> None:
         super().__init__(where, reader)
         # The reader is made for this one video.
-        reader.video_loader = type("_Loader", (_LimitedFrames, type(reader.video_loader)), {"where": where})()
+        self._taken: list[int] = []
+        own = {"where": where, "taken": self._taken}
+        reader.video_loader = type("_Loader", (_LimitedFrames, type(reader.video_loader)), own)()
 
     def load_bytes(self, data: bytes) -> Any:
         check_kind(self._where, data, "video")
-        return super().load_bytes(data)
+        try:
+            decoded = super().load_bytes(data)
+            frames, _ = decoded.media
+            while self._taken:
+                media_memory.MEMORY.hold(frames, self._taken[-1])
+                self._taken.pop()
+            return decoded
+        finally:
+            media_memory.MEMORY.give_back(sum(self._taken))
 
 
 class _LimitedFrames:
     """What stands before the methods of a loader of vLLM's, which are all the class's."""
 
     where = ""
+    taken: ClassVar[list[int]] = []
 
     @classmethod
     def compute_frames_index_to_sample(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +154,11 @@ class _LimitedFrames:
 
     @classmethod
     def read_frames(cls, cap: Any, frame_idx: list[int], *args: Any, **kwargs: Any) -> Any:
-        _check_frames(cls.where, int(cap.get(_WIDTH)), int(cap.get(_HEIGHT)), len(frame_idx))
+        width, height = int(cap.get(_WIDTH)), int(cap.get(_HEIGHT))
+        _check_frames(cls.where, width, height, len(frame_idx))
+        size = width * height * len(frame_idx) * _BYTES_PER_FRAME_PIXEL
+        media_memory.MEMORY.take(cls.where, size, _request_limit())
+        cls.taken.append(size)
         loader: Any = super()
         frames, valid = loader.read_frames(cap, frame_idx, *args, **kwargs)
         if not valid:
@@ -148,6 +178,11 @@ def _check_frames(where: str, width: int, height: int, count: int) -> None:
             f"has {count} frames of {width}x{height} pixels to look at; {limit * VIDEO_IMAGES} pixels are allowed"
             f" ({VIDEO_IMAGES} times VLLM_MAX_IMAGE_PIXELS); the engine argument media_io_kwargs takes fewer frames",
         )
+
+
+def _request_limit() -> int:
+    """Bytes that the decoded media of one request may take: what the largest video takes. 0: any."""
+    return _pixel_limit() * VIDEO_IMAGES * _BYTES_PER_FRAME_PIXEL
 
 
 def _pixel_limit() -> int:
