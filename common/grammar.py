@@ -6,7 +6,7 @@ rewritten here; references to tokens (`<tok>`, `!<tok>`) it can't express, and t
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import xgrammar
@@ -14,7 +14,7 @@ from vllm.sampling_params import StructuredOutputsParams, check_json_nesting
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
 from common.errors import InvalidRequest
-from common.grammar_limits import too_much
+from common.grammar_limits import MOST_CHARACTERS_OF_TOOLS, too_much
 from common.messages import parse_json
 
 # What is not closed is one token to the end: xgrammar names its line, and no input is read more than once.
@@ -88,10 +88,10 @@ def xgrammar_ebnf(gbnf: str) -> str:
 
 
 def check_tools(constraint: StructuredOutputsParams) -> None:
-    """Return where xgrammar can compile what calls of strict, required or named tools must match.
+    """Return where xgrammar can compile what calls of strict, required or named tools must match, and in seconds.
 
     Raises:
-        InvalidRequest: it can't; the engine would find out later, and end the request with an error.
+        InvalidRequest: it can't; the engine would find out later, and end the request with an error, or wait for it.
 
     """
     try:
@@ -101,9 +101,34 @@ def check_tools(constraint: StructuredOutputsParams) -> None:
             grammar = xgrammar.Grammar.from_json_schema(constraint.json)
         else:
             return
+        excess = too_much(str(grammar), MOST_CHARACTERS_OF_TOOLS)
+        for schema in () if excess else _schemas_of_tools(constraint):
+            excess = excess or too_much(str(xgrammar.Grammar.from_json_schema(json.dumps(schema))))
     except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
         raise InvalidRequest("Tools", _reason(error)) from None
+    if excess:
+        raise InvalidRequest("Tools", excess)
     _check_patterns("Tools", grammar)
+
+
+def _schemas_of_tools(constraint: StructuredOutputsParams) -> Iterator[dict[str, Any]]:
+    """The schema of each tool: `json` holds one, or an array's of several, a structural tag has them at any depth."""
+    if constraint.json is not None:
+        whole = json.loads(constraint.json) if isinstance(constraint.json, str) else constraint.json
+        items = whole.get("items")
+        for schema in items.get("anyOf") or [whole] if isinstance(items, dict) else [whole]:
+            if isinstance(schema, dict):
+                yield {"$defs": whole.get("$defs", {})} | schema
+        return
+    waiting = [json.loads(constraint.structural_tag or "{}")]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+        elif isinstance(node, dict) and isinstance(node.get("json_schema"), dict):
+            yield node["json_schema"]
+        elif isinstance(node, dict):
+            waiting += node.values()
 
 
 def _rewrite(gbnf: str) -> str:

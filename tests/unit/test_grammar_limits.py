@@ -1,6 +1,7 @@
 """Grammars that would stop the engine for everybody, and those next to them that it takes easily."""
 
 import json
+from typing import Any
 
 import pytest
 from vllm.sampling_params import StructuredOutputsParams
@@ -84,13 +85,66 @@ def test_schemas() -> None:
         assert caught.value.field == 'Metadata["json_schema"]'
 
 
+def constraint_of(kind: str, *parameters: dict[str, Any]) -> StructuredOutputsParams:
+    """What vLLM makes of tools with these parameters: a named one, calls of any, or calls of strict ones."""
+    if kind == "named":
+        return StructuredOutputsParams(json=parameters[0])
+    if kind == "required":
+        defs = {name: schema for each in parameters for name, schema in each.get("$defs", {}).items()}
+        names = [{"type": "string", "enum": [f"f{i}"]} for i in range(len(parameters))]
+        tools = [
+            {"properties": {"name": name, "parameters": each}, "required": ["name", "parameters"]}
+            for name, each in zip(names, parameters, strict=True)
+        ]
+        items = {"type": "object", "anyOf": tools}
+        return StructuredOutputsParams(json={"type": "array", "minItems": 1, "items": items, "$defs": defs})
+    tags = [
+        {"type": "tag", "begin": f"<f{i}>", "end": "</f>", "content": {"type": "json_schema", "json_schema": each}}
+        for i, each in enumerate(parameters)
+    ]
+    calls = {"type": "triggered_tags", "triggers": ["<f"], "tags": tags}
+    return StructuredOutputsParams(structural_tag=json.dumps({"type": "structural_tag", "format": calls}))
+
+
+KINDS = ["named", "required", "strict"]
+
+
+def properties(count: int, schema: dict[str, Any], prefix: str = "p") -> dict[str, Any]:
+    return {"type": "object", "properties": {f"{prefix}{i}": schema for i in range(count)}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        (properties(3000, {"type": "string"}), "characters of rules"),
+        (properties(1, {"enum": [f"word{i}" for i in range(30_000)]}), "characters of rules"),
+        # Below the limit of the sum.
+        (properties(1, {"enum": [f"word{i}" for i in range(8000)]}), "at most 100000"),
+        (properties(1, {"$ref": "#/$defs/a"}) | {"$defs": {"a": {"$ref": "#/$defs/a"}}}, "never ends"),
+    ],
+    ids=["properties", "enum", "short enum", "endless"],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tools_refused(kind: str, schema: dict[str, Any], why: str) -> None:
+    small = properties(1, {"type": "string"})
+    with pytest.raises(InvalidRequest, match=why) as caught:
+        check_tools(constraint_of(kind, *[schema] if kind == "named" else [small, schema]))
+    assert caught.value.field == "Tools"
+
+
+@pytest.mark.parametrize("kind", ["required", "strict"])
+def test_many_tools(kind: str) -> None:
+    tools = [properties(1, {"enum": [f"word{i} {j}" for j in range(1000)]}) for i in range(30)]
+    check_tools(constraint_of(kind, *tools[:18]))
+    with pytest.raises(InvalidRequest, match="at most 512000"):
+        check_tools(constraint_of(kind, *tools))
+
+
 @pytest.mark.parametrize("length", [128, 129])
-@pytest.mark.parametrize("kind", ["json", "structural_tag"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_patterns_of_tools(kind: str, length: int) -> None:
     schema = {"type": "object", "properties": {"digits": {"type": "string", "pattern": f"^[0-9]{{{length}}}$"}}}
-    content = {"type": "json_schema", "json_schema": schema}
-    tag = {"type": "structural_tag", "format": {"type": "tag", "begin": "<", "end": ">", "content": content}}
-    constraint = StructuredOutputsParams(**{kind: schema if kind == "json" else json.dumps(tag)})
+    constraint = constraint_of(kind, schema)
     if length == 128:
         check_tools(constraint)
         return
