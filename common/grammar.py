@@ -15,6 +15,7 @@ from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_
 
 from common.errors import InvalidRequest
 from common.grammar_limits import MOST_CHARACTERS_OF_TOOLS, too_much
+from common.grammar_patterns import too_much_in_patterns
 from common.messages import parse_json
 
 # What is not closed is one token to the end: xgrammar names its line, and no input is read more than once.
@@ -28,10 +29,6 @@ _TOKEN = re.compile(
 _TOKEN_REFERENCE = re.compile(r"!?<[^<>\s]*>")
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _ANY_CHARACTER = r"[\u0000-\U0010FFFF]"
-# How xgrammar writes a schema's `pattern`. What it makes of one is not known before it compiles, which takes no
-# tokenizer: the vocabulary is a stop token and a letter.
-_PATTERN = "Regex("
-_NO_VOCABULARY = xgrammar.TokenizerInfo(["\0", "a"], vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[0])
 
 
 def structured_outputs(grammar: str, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -81,9 +78,8 @@ def xgrammar_ebnf(gbnf: str) -> str:
         grammar = xgrammar.Grammar.from_ebnf(ebnf)
     except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
         raise InvalidRequest("Grammar", _reason(error)) from None
-    if excess := too_much(str(grammar)):
+    if excess := too_much(str(grammar)) or too_much_in_patterns(str(grammar)):
         raise InvalidRequest("Grammar", excess)
-    _check_patterns("Grammar", grammar)
     return ebnf
 
 
@@ -106,9 +102,8 @@ def check_tools(constraint: StructuredOutputsParams) -> None:
             excess = excess or too_much(str(xgrammar.Grammar.from_json_schema(json.dumps(schema))))
     except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
         raise InvalidRequest("Tools", _reason(error)) from None
-    if excess:
+    if excess := excess or too_much_in_patterns(str(grammar)):
         raise InvalidRequest("Tools", excess)
-    _check_patterns("Tools", grammar)
 
 
 def _schemas_of_tools(constraint: StructuredOutputsParams) -> Iterator[dict[str, Any]]:
@@ -193,23 +188,9 @@ def _json_schema(field: str, schema: Any) -> dict[str, Any]:
         raise InvalidRequest(field, _reason(error)) from None
     if unsupported:
         raise InvalidRequest(field, "has features that xgrammar can't enforce (such as multipleOf or uniqueItems)")
-    if excess := too_much(str(grammar)):
+    if excess := too_much(str(grammar)) or too_much_in_patterns(str(grammar)):
         raise InvalidRequest(field, excess)
-    _check_patterns(field, grammar)
     return {"structured_outputs": {"json": schema}}
-
-
-def _check_patterns(field: str, grammar: xgrammar.Grammar) -> None:
-    if _PATTERN not in str(grammar):
-        return
-    try:
-        xgrammar.GrammarCompiler(_NO_VOCABULARY, max_threads=1).compile_grammar(grammar)
-    except Exception:  # noqa: BLE001  # xgrammar raises what its C++ gives: here, that an inner check of it failed
-        raise InvalidRequest(
-            field,
-            "has a pattern that xgrammar can't compile; one that repeats something more than 128 times is"
-            " (minLength and maxLength, and grammars, may)",
-        ) from None
 
 
 def _reason(error: Exception) -> str:

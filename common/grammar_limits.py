@@ -2,8 +2,9 @@
 
 xgrammar compiles in the engine's process, where nothing can stop it, and finds the tokens allowed next between two
 steps of all requests. Some shapes make it take minutes or for ever for either. They are looked for in a grammar as
-xgrammar writes it, which is the same for GBNF, JSON schemas and patterns: one rule a line, repetitions in rules of
-their own. An ambiguous grammar can hide the same trouble in other shapes; which ones, no program can tell in general.
+xgrammar writes it, which is the same for GBNF and JSON schemas: one rule a line, repetitions in rules of their own. Of
+most patterns in a schema it writes the text alone, which common/grammar_patterns judges. An ambiguous grammar can hide
+the same trouble in other shapes; which ones, no program can tell in general.
 """
 
 import re
