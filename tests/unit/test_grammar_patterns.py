@@ -1,7 +1,6 @@
 """Patterns of a schema that xgrammar would compile for minutes, and those next to them that it takes in seconds."""
 
 import json
-import time
 
 import pytest
 import xgrammar
@@ -31,22 +30,20 @@ def refusal(*patterns: str) -> str | None:
         ("^([a-z]{1,30}[a-z0-9]){1,30}$", "repeat less"),
         ("^([ -~]{1,40}[ -~]){1,5}$", "repeat less"),
         ("^(.{1,10}){1,10}$", "repeat less"),
-        ("^([a-z]{128}){1,20}$", "repeat less"),
         ("^(([a-z]?){100}){100}$", "written out"),
         ("^(a|(?:b[(){5,}]\\)){120}){120}$", "written out"),
         ("^[0-9]{129}$", "128 times"),
     ],
 )
 def test_refused(pattern: str, why: str) -> None:
-    started = time.process_time()
     assert why in (refusal(pattern) or "")
-    assert time.process_time() - started < 4
 
 
 @pytest.mark.parametrize(
     "pattern",
     [
         "^([0-9]{128}){1,20}$",
+        "^([a-z]{128}){1,20}$",
         "^[a-z]{1,128}$",
         "^.{1,128}$",
         "^([a-z]{1,10}){1,10}$",
@@ -64,6 +61,7 @@ def test_refused(pattern: str, why: str) -> None:
         r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(?:-[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?(?:\+[0-9A-Za-z-]+)?$",
         "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
         r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}$",
+        r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.){1,10}[a-z]{2,63}$",
         r"^https?://[^\s/$.?#].[^\s]*$",
         "^[a-z0-9]+(-[a-z0-9]+)*$",
         r"^(\w+\s?){1,20}$",
@@ -76,8 +74,8 @@ def test_taken(pattern: str) -> None:
 
 def test_the_sum_counts_and_the_same_pattern_once() -> None:
     # 8,500 tries each.
-    patterns = ["^([a-z]{1,10}){1,10}$", "^([a-z]{1,10}){1,11}$", "^([a-z]{1,11}){1,10}$"]
-    assert refusal(*patterns[:2]) is None
+    patterns = [f"^([a-z]{{1,10}}){{1,10}}{end}$" for end in ("", "0", "1", "2")]
+    assert refusal(*patterns[:3]) is None
     assert "repeat less" in (refusal(*patterns) or "")
     same = {f"p{i}": {"type": "string", "pattern": patterns[0]} for i in range(10)}
     structured_outputs(json.dumps({"type": "object", "properties": same}), {})
