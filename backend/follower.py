@@ -6,14 +6,16 @@ outlives this one, whatever ends it.
 """
 
 import argparse
+import contextlib
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from backend.logs import TEXT, TIME, TextFormatter
-from common import network, orphan_watch
-from common.errors import InvalidRequest
+from common import engine_sockets, network, orphan_watch
+from common.errors import InvalidRequest, LoadFailed
 from common.vllm_env import prepare_environment
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,9 @@ def main(argv: Sequence[str]) -> None:
     orphan_watch.watch_server()
     # What vLLM spawns runs `backend/entry.py` first, as the server's own engine does.
     orphan_watch.announce()
+    with contextlib.suppress(LoadFailed):  # vLLM will say what is wrong with the temporary folder
+        if sockets := engine_sockets.make_folder():
+            os.environ[engine_sockets.VARIABLE] = sockets
     words = list(argv)
     for flag, head in heads(words).items():
         try:
