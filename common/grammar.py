@@ -78,7 +78,7 @@ def xgrammar_ebnf(gbnf: str) -> str:
         grammar = xgrammar.Grammar.from_ebnf(ebnf)
     except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
         raise InvalidRequest("Grammar", _reason(error)) from None
-    if excess := too_much(str(grammar)) or too_much_in_patterns(str(grammar)):
+    if excess := _excess(grammar):
         raise InvalidRequest("Grammar", excess)
     return ebnf
 
@@ -97,12 +97,13 @@ def check_tools(constraint: StructuredOutputsParams) -> None:
             grammar = xgrammar.Grammar.from_json_schema(constraint.json)
         else:
             return
-        excess = too_much(str(grammar), MOST_CHARACTERS_OF_TOOLS)
+        rules = str(grammar)
+        excess = too_much(rules, MOST_CHARACTERS_OF_TOOLS)
         for schema in () if excess else _schemas_of_tools(constraint):
             excess = excess or too_much(str(xgrammar.Grammar.from_json_schema(json.dumps(schema))))
     except Exception as error:  # noqa: BLE001  # xgrammar raises what its C++ gives
         raise InvalidRequest("Tools", _reason(error)) from None
-    if excess := excess or too_much_in_patterns(str(grammar)):
+    if excess := excess or too_much_in_patterns(rules):
         raise InvalidRequest("Tools", excess)
 
 
@@ -188,9 +189,15 @@ def _json_schema(field: str, schema: Any) -> dict[str, Any]:
         raise InvalidRequest(field, _reason(error)) from None
     if unsupported:
         raise InvalidRequest(field, "has features that xgrammar can't enforce (such as multipleOf or uniqueItems)")
-    if excess := too_much(str(grammar)) or too_much_in_patterns(str(grammar)):
+    if excess := _excess(grammar):
         raise InvalidRequest(field, excess)
     return {"structured_outputs": {"json": schema}}
+
+
+def _excess(grammar: xgrammar.Grammar) -> str | None:
+    """Why the engine is not to compile it; None where it may."""
+    rules = str(grammar)
+    return too_much(rules) or too_much_in_patterns(rules)
 
 
 def _reason(error: Exception) -> str:
