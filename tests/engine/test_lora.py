@@ -113,15 +113,19 @@ async def test_an_engine_that_dies_while_it_loads_one_fails_the_load(
     await engines.close()
     add_lora = AsyncLLM.add_lora
 
-    async def add_to_a_dead_one(llm: AsyncLLM, request: LoRARequest) -> bool:
+    async def add_to_a_dying_one(llm: AsyncLLM, request: LoRARequest) -> bool:
+        for process in engine_processes():
+            process.suspend()
+        asking = asyncio.ensure_future(add_lora(llm, request))
+        await asyncio.sleep(0.2)
         await kill(engine_processes())
-        return bool(await add_lora(llm, request))
+        return bool(await asking)
 
-    monkeypatch.setattr(AsyncLLM, "add_lora", add_to_a_dead_one)
+    monkeypatch.setattr(AsyncLLM, "add_lora", add_to_a_dying_one)
     wire = pb.ModelOptions(
         Model=str(ensure("scripted")), DType="float32", MaxModelLen=MAX_MODEL_LEN, LoraAdapter=str(adapter("lyon"))
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(30):
         with pytest.raises(LoadFailed, match="was killed"):
             await Model.load(plan_load(wire), StageClock(lambda _stage, _seconds: None))
     assert engine_processes() == []
