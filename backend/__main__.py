@@ -16,6 +16,7 @@ from backend.settings import Settings, SettingsError, parse_settings
 if TYPE_CHECKING:
     import grpc
 
+    from backend.ending import Ending
     from backend.lifecycle import Lifecycle
 
 logger = logging.getLogger("backend")
@@ -75,6 +76,7 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     """
     from backend import metrics_port
     from backend.counters import Counters
+    from backend.ending import Ending
     from backend.lifecycle import Lifecycle
     from backend.parent_watch import watch_parent
     from backend.server import build_server, credentials
@@ -89,7 +91,9 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
 
         processes = FrontendProcesses(settings)
     frontends = processes or ALONE
+    ending = Ending()
     lifecycle = Lifecycle(
+        ending,
         shutdown_timeout=settings.shutdown_timeout,
         limits=settings.limits,
         scraped=settings.metrics_addr is not None,
@@ -101,11 +105,11 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     server = build_server(settings, lifecycle, counters)
     addr = listen(server, settings.addr, credentials(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lifecycle.stop)
+        loop.add_signal_handler(number, ending.ask)
     if settings.parent_watch is not None:
 
         def parent_is_gone(cause: str) -> None:
-            loop.call_soon_threadsafe(lambda: lifecycle.stop(cause, hurry=True))
+            loop.call_soon_threadsafe(lambda: ending.ask(cause, hurry=True))
 
         watch_parent(parent, settings.parent_watch, parent_is_gone)
     await server.start()
@@ -125,10 +129,11 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
         metrics_port.serve_in_background(metrics, counters, lifecycle, others)
     lifecycle.import_in_background()
 
-    cause = await _stopped(lifecycle, server)
+    cause = await _cause_of_end(lifecycle, ending, server)
     logger.info("stopping: %s", cause or "asked to")
     await shut_down(
         lifecycle,
+        ending,
         server,
         drain_seconds=settings.drain_seconds,
         shutdown_timeout=settings.shutdown_timeout,
@@ -139,13 +144,15 @@ async def serve(settings: Settings, parent: int) -> NoReturn:
     leave(1 if cause else 0, cause)
 
 
-async def _stopped(lifecycle: "Lifecycle", server: "grpc.aio.Server") -> str | None:
+async def _cause_of_end(lifecycle: "Lifecycle", ending: "Ending", server: "grpc.aio.Server") -> str | None:
     """Wait for what ends the process; the cause, if it is a failure. A server that accepts nothing any more is one."""
-    stopped = asyncio.create_task(lifecycle.stopped())
+    asked = asyncio.create_task(ending.asked())
     ended = asyncio.create_task(server.wait_for_termination())
-    await asyncio.wait([stopped, ended], return_when=asyncio.FIRST_COMPLETED)
-    if stopped.done():
-        return stopped.result()  # `ended` goes on: cancelled, it would take the server's own end with it
+    watching = asyncio.create_task(lifecycle.watch())
+    await asyncio.wait([asked, ended], return_when=asyncio.FIRST_COMPLETED)
+    watching.cancel()
+    if asked.done():
+        return asked.result()  # `ended` goes on: cancelled, it would take the server's own end with it
     return f"gRPC accepts no more calls: {ended.exception() or 'its server has ended'}"
 
 

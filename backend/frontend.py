@@ -119,8 +119,7 @@ class Frontend:
     async def idle(self) -> None:
         """Serve none any more, and wait for those in flight."""
         self._is_open = False
-        while self._requests.tasks:
-            await asyncio.wait(self._requests.tasks)
+        await self._requests.idle()
 
     async def detach(self) -> None:
         """Serve none any more, end those in flight, leave the engine."""

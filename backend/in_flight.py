@@ -38,6 +38,11 @@ class InFlight:
             task.add_done_callback(self.tasks.pop)
         return model
 
+    async def idle(self) -> None:
+        """Wait until there are none."""
+        while self.tasks:
+            await asyncio.wait(self.tasks)
+
     def explained(self, error: Exception, model: object) -> Exception:
         """`error` of the calling task, or that its engine was stopped, where its model is not `model`, the present one.
 

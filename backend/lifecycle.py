@@ -1,21 +1,21 @@
-"""The states of the process and who may change them: load, free, drain, shut down, engine death.
+"""The states of the process and who may change them: load, free, drain, engine death.
 
 no model --LoadModel--> loading --ok--> ready --Free--> no model
                           |                |
                           `--failed--------+--> no model
 any state --SIGTERM--> draining --> exit;   ready --engine died--> failed --> exit
 
-What each RPC answers in each of them stands in docs/reliability.md; how the process ends, in `backend/shutdown.py`.
+What each RPC answers in each of them stands in docs/reliability.md; who ends the process, in `backend/ending.py`.
 """
 
 import asyncio
-import contextlib
 import enum
 import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from backend.ending import Ending
 from backend.in_flight import InFlight
 from backend.slow_import import import_in_thread
 from common.admission import Limits
@@ -59,7 +59,7 @@ class State(enum.Enum):
 
 
 class Lifecycle:
-    """The one model of the process, and the end of the process.
+    """The one model of the process; with an engine that dies, it asks for the end of the process.
 
     Attributes:
         load_clock: the stage of the load that is running; None otherwise.
@@ -69,12 +69,14 @@ class Lifecycle:
 
     def __init__(
         self,
+        ending: Ending,
         *,
         shutdown_timeout: float,
         limits: Limits = Limits(),  # noqa: B008  # it is frozen
         scraped: bool = False,
         frontends: Frontends = ALONE,
     ) -> None:
+        self._ending = ending
         self._state = State.NO_MODEL
         self._state_listeners: list[Callable[[State], None]] = []
         self.load_clock: StageClock | None = None
@@ -91,8 +93,6 @@ class Lifecycle:
         self._loads: set[asyncio.Task[None]] = set()
         self._requests = InFlight()
         self._warm: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._stop: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._hurry = asyncio.Event()
 
     @property
     def state(self) -> State:
@@ -192,16 +192,6 @@ class Lifecycle:
         async with self._turn:
             await self._close_model()
 
-    def stop(self, cause: str | None = None, *, hurry: bool = False) -> None:
-        """Ask the process to end: with exit status 0, or non-zero when there is a cause.
-
-        Asked once more, or with `hurry`, it ends without waiting for anybody.
-        """
-        if hurry or self._stop.done():
-            self._hurry.set()
-        if not self._stop.done():
-            self._stop.set_result(cause)
-
     def fail(self, cause: str) -> None:
         """End the process for `cause`, though its engine may live: with it, at once; requests in flight hear why."""
         if self._death is None and self.state is not State.DRAINING:
@@ -209,19 +199,13 @@ class Lifecycle:
             self._death.set_result(cause)
             self.state = State.FAILED
             self._telling = asyncio.create_task(self._frontends.engine_died())
-        self.stop(cause, hurry=True)
+        self._ending.ask(cause, hurry=True)
 
-    async def stopped(self) -> str | None:
-        """Wait for `stop`, or for the death of the engine; returns the cause."""
-        watch = asyncio.create_task(self._watch())
-        try:
-            return await self._stop
-        finally:
-            watch.cancel()
-
-    async def hurried(self) -> None:
-        """Wait until the end is wanted at once."""
-        await self._hurry.wait()
+    async def watch(self) -> None:
+        """Ask for the end when the engine dies, which never comes back: only then the orchestrator starts another."""
+        while True:
+            await asyncio.sleep(_WATCH_INTERVAL)
+            self._notice_death()
 
     def drain(self) -> None:
         """Take no more requests, and give up a load that is running; `idle`, then `free` end the rest."""
@@ -229,19 +213,9 @@ class Lifecycle:
             self.state = State.DRAINING
         self._cancel_loads()
 
-    async def idle(self, timeout: float) -> None:
-        """Wait until no request is in flight, at most `timeout` seconds, and no longer than there is no hurry."""
-        hurry = asyncio.create_task(self.hurried())
-        others = asyncio.create_task(self._frontends.idle())
-        await asyncio.sleep(0)  # where there are no others, they are idle then
-        deadline = time.monotonic() + timeout
-        while (busy := [*self._requests.tasks, *([] if others.done() else [others])]) and not hurry.done():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            await asyncio.wait([hurry, *busy], timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        others.cancel()
+    async def idle(self) -> None:
+        """Wait until no request is in flight, here or in the other serving processes."""
+        await asyncio.gather(self._requests.idle(), self._frontends.idle())
 
     async def _load_in_turn(self, options: pb.ModelOptions) -> None:
         async with self._turn:
@@ -302,13 +276,6 @@ class Lifecycle:
         for task in self._loads:
             task.cancel()
 
-    async def _watch(self) -> None:
-        """An engine that died never comes back; only the end of this process makes the orchestrator start another."""
-        with contextlib.suppress(asyncio.CancelledError):
-            while True:
-                await asyncio.sleep(_WATCH_INTERVAL)
-                self._notice_death()
-
     def _notice_death(self) -> None:
         model = self._model
         if model is None or self.state is not State.READY or not model.dead:
@@ -318,7 +285,7 @@ class Lifecycle:
         async def report() -> str:
             self._telling = asyncio.create_task(self._frontends.engine_died())
             cause = f"the engine died: {await model.cause_of_death()}"
-            self.stop(cause)
+            self._ending.ask(cause)
             return cause
 
         self._death = asyncio.create_task(report())

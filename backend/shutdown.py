@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import grpc
 
+from backend.ending import Ending
 from backend.lifecycle import Lifecycle
 from common import private_folders
 from common.frontends import ALONE, Frontends
@@ -28,6 +29,7 @@ FLUSH_SECONDS = 0.5
 
 async def shut_down(
     lifecycle: Lifecycle,
+    ending: Ending,
     server: grpc.aio.Server,
     *,
     drain_seconds: float,
@@ -39,12 +41,13 @@ async def shut_down(
     The port stays open until then, for probes and so that a refusal says why. A hurry ends each wait.
     """
     lifecycle.drain()
-    await lifecycle.idle(drain_seconds)
+    idle = asyncio.create_task(lifecycle.idle())
+    await ending.wait(idle, drain_seconds)
+    idle.cancel()
     # A load that hangs in a download has no processes to kill, and its thread can't be stopped.
     patience = shutdown_timeout if lifecycle.has_model else 0.0
-    hurry = asyncio.create_task(lifecycle.hurried())
     freeing = asyncio.create_task(lifecycle.free())
-    await asyncio.wait([hurry, freeing], timeout=patience + KILL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    await ending.wait(freeing, patience + KILL_SECONDS)
     if not freeing.done():
         await kill(engine_processes())
         await asyncio.wait([freeing], timeout=KILL_SECONDS)

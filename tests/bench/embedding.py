@@ -21,7 +21,8 @@ from common.vllm_env import prepare_environment
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 prepare_environment()
 
-from backend.lifecycle import Lifecycle  # noqa: E402  # after the environment is prepared
+from backend.ending import Ending  # noqa: E402  # after the environment is prepared
+from backend.lifecycle import Lifecycle  # noqa: E402
 from backend.server import build_server  # noqa: E402
 from backend.settings import parse_settings  # noqa: E402
 from common.pb import backend_pb2 as pb  # noqa: E402
@@ -59,7 +60,7 @@ async def serve(calls: int, words: int, rounds: int, connections: int, dtype: st
     """Load, serve, and measure both in turns."""
     from vllm import PoolingParams
 
-    lifecycle = Lifecycle(shutdown_timeout=15)
+    lifecycle = Lifecycle(Ending(), shutdown_timeout=15)
     lifecycle.import_in_background()
     await lifecycle.load(pb.ModelOptions(Model=str(ensure("minilm")), Embeddings=True, DType=dtype))
     server = build_server(parse_settings(["--addr", "127.0.0.1:0"]), lifecycle)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from backend import frontends as module
+from backend.ending import Ending
 from backend.frontends import FrontendProcesses
 from backend.lifecycle import Lifecycle, State
 from backend.peer import Peer
@@ -20,6 +21,7 @@ from backend.settings import Settings, SettingsError
 from common import private_folders
 from common.errors import EngineGone, LoadFailed
 from common.frontends import Alone, Tokens
+from tests.unit.test_ending import leaves_time
 from tests.unit.test_lifecycle import FakeModel, fake, options, until
 
 __all__ = ["fake"]
@@ -30,7 +32,8 @@ class Told(Alone):
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        self.lifecycle: Lifecycle
+        self.ending = Ending()
+        self.lifecycle = Lifecycle(self.ending, shutdown_timeout=1.0, frontends=self)
         self.busy = asyncio.Event()
 
     def _keep(self, event: str) -> None:
@@ -50,7 +53,6 @@ class Told(Alone):
 @pytest.fixture
 async def told(fake: type[FakeModel]) -> Told:  # a fixture
     told = Told()
-    told.lifecycle = Lifecycle(shutdown_timeout=1.0, frontends=told)
     told.lifecycle.import_in_background()
     return told
 
@@ -66,17 +68,20 @@ async def test_they_serve_once_the_model_is_ready_and_learn_its_new_name(told: T
 async def test_a_drain_waits_for_them_and_no_longer_than_it_may(told: Told) -> None:
     await told.lifecycle.load(options("a"))
     told.lifecycle.drain()
-    idle = asyncio.create_task(told.lifecycle.idle(60))
+    idle = asyncio.create_task(told.lifecycle.idle())
     await until(lambda: told.events[1:] == ["idle draining"])
     await asyncio.sleep(0.01)
     assert not idle.done()
     told.busy.set()
     await asyncio.wait_for(idle, 1)
     told.busy.clear()
-    await asyncio.wait_for(told.lifecycle.idle(0.05), 1)
-    idle = asyncio.create_task(told.lifecycle.idle(60))
-    told.lifecycle.stop(hurry=True)
-    await asyncio.wait_for(idle, 1)
+    idle = asyncio.create_task(told.lifecycle.idle())
+    await asyncio.wait_for(told.ending.wait(idle, 0.05), 1)
+    waiting = asyncio.create_task(told.ending.wait(idle, 60))
+    told.ending.ask(hurry=True)
+    await asyncio.wait_for(waiting, 1)
+    assert not idle.done()
+    idle.cancel()
     await told.lifecycle.free()
 
 
@@ -93,8 +98,8 @@ async def test_one_that_is_lost_ends_the_process_at_once(told: Told) -> None:
     await told.lifecycle.load(options("a"))
     told.lifecycle.fail("frontend 2 is gone")
     assert told.lifecycle.state is State.FAILED
-    assert await told.lifecycle.stopped() == "frontend 2 is gone"
-    await asyncio.wait_for(told.lifecycle.hurried(), 1)
+    assert await told.ending.asked() == "frontend 2 is gone"
+    assert not await leaves_time(told.ending)
     assert str(await told.lifecycle.explained(EngineGone("x"))) == "frontend 2 is gone"
     assert told.events[1:] == ["engine died failed"]
     await told.lifecycle.free()
@@ -117,7 +122,8 @@ class Straw:
         monkeypatch.setattr(module, "_NUMBERS_SECONDS", 0.3)
         monkeypatch.setattr(module, "_DEATH_SECONDS", 0.2)
         monkeypatch.setattr(module, "_PULSE_SECONDS", 0.2)
-        self.lifecycle = Lifecycle(shutdown_timeout=1.0)
+        self.ending = Ending()
+        self.lifecycle = Lifecycle(self.ending, shutdown_timeout=1.0)
         self.frontends = FrontendProcesses(Settings(addr="127.0.0.1:0", frontends=3))
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -179,7 +185,7 @@ async def test_a_load_fails_where_one_can_not_be_attached(straw: Straw) -> None:
 async def test_one_that_does_not_answer_is_killed_and_named(straw: Straw) -> None:
     straw.answers[0]["detach"], straw.answers[1]["detach"] = nothing, never
     await straw.frontends.detach()
-    cause = await asyncio.wait_for(straw.lifecycle.stopped(), 5)
+    cause = await asyncio.wait_for(straw.ending.asked(), 5)
     assert cause == f"frontend 3 (process {straw.processes[1].pid}) did not answer within 0.3 s (detach)"
 
 
@@ -188,7 +194,7 @@ async def test_one_that_does_not_become_a_client_is_killed_and_named(straw: Stra
     text = "did not become a client of the engine within 0.3 s"
     with pytest.raises(LoadFailed, match=text):
         await straw.frontends.attach([b"2", b"3"])
-    cause = await asyncio.wait_for(straw.lifecycle.stopped(), 5)
+    cause = await asyncio.wait_for(straw.ending.asked(), 5)
     assert cause == f"frontend 3 (process {straw.processes[1].pid}) {text}"
 
 
@@ -197,7 +203,7 @@ async def test_one_that_hangs_without_being_asked_for_anything_is_found(
 ) -> None:
     straw.answers[0]["tokens"], straw.answers[1]["tokens"] = nothing, never
     monkeypatch.setattr(module, "_PULSE_ANSWER_SECONDS", 0.3)
-    cause = await asyncio.wait_for(straw.lifecycle.stopped(), 5)
+    cause = await asyncio.wait_for(straw.ending.asked(), 5)
     assert cause == f"frontend 3 (process {straw.processes[1].pid}) did not answer within 0.3 s (tokens)"
 
 
@@ -233,7 +239,7 @@ async def test_numbers_of_those_that_answer(straw: Straw) -> None:
 async def test_a_client_that_fails_while_the_engine_lives_ends_the_process(straw: Straw) -> None:
     told = await straw.peers[0].ask("explain", True, "KeyError in the engine's output handler (x.py:1)")
     assert told == "frontend 2: KeyError in the engine's output handler (x.py:1)"
-    assert await straw.lifecycle.stopped() == told
+    assert await straw.ending.asked() == told
 
 
 async def test_what_nobody_knows_better_stays_as_it_is(straw: Straw) -> None:

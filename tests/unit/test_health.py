@@ -9,6 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from backend.ending import Ending
 from backend.health import MODEL, PROCESS
 from backend.lifecycle import Lifecycle, State
 from backend.server import SERVICE
@@ -114,7 +115,7 @@ async def test_a_client_that_reads_nothing_holds_nobody_up(health: Any, lifecycl
 
 
 async def test_the_lifecycle_tells_its_listeners_of_changes_alone() -> None:
-    lifecycle = Lifecycle(shutdown_timeout=1)
+    lifecycle = Lifecycle(Ending(), shutdown_timeout=1)
     heard: list[State] = []
     lifecycle.on_state(heard.append)
     await lifecycle.free()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from backend.ending import Ending
 from backend.lifecycle import Lifecycle, State
 from common.admission import Limits
 from common.errors import (
@@ -96,8 +97,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeModel]:
 
 
 @pytest.fixture
-async def lifecycle(fake: type[FakeModel]) -> AsyncIterator[Lifecycle]:
-    lifecycle = Lifecycle(shutdown_timeout=3.0)
+async def ending() -> Ending:  # its future is the loop's
+    return Ending()
+
+
+@pytest.fixture
+async def lifecycle(fake: type[FakeModel], ending: Ending) -> AsyncIterator[Lifecycle]:
+    lifecycle = Lifecycle(ending, shutdown_timeout=3.0)
     lifecycle.import_in_background()
     yield lifecycle
     fake.hold_load.set()
@@ -105,6 +111,15 @@ async def lifecycle(fake: type[FakeModel]) -> AsyncIterator[Lifecycle]:
     await asyncio.wait_for(lifecycle.free(), 5)
     assert fake.alive == 0
     assert fake.most_alive <= 1, "two engines at a time"
+
+
+@pytest.fixture
+async def watching(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """The engine is looked at all the time."""
+    monkeypatch.setattr("backend.lifecycle._WATCH_INTERVAL", 0.005)
+    task = asyncio.create_task(lifecycle.watch())
+    yield
+    task.cancel()
 
 
 def options(model: str = "a", **fields: Any) -> pb.ModelOptions:
@@ -318,7 +333,7 @@ async def test_free_cancels_a_load(lifecycle: Lifecycle, fake: type[FakeModel]) 
 
 
 async def test_free_cancels_a_load_before_the_import_is_done(fake: type[FakeModel]) -> None:
-    lifecycle = Lifecycle(shutdown_timeout=3.0)
+    lifecycle = Lifecycle(Ending(), shutdown_timeout=3.0)
     loading = asyncio.create_task(lifecycle.load(options()))
     await until(lambda: state_of(lifecycle) is State.LOADING)
     assert lifecycle.load_clock is not None
@@ -417,24 +432,13 @@ async def test_draining_while_a_model_is_replaced_leaves_none(lifecycle: Lifecyc
     assert state_of(lifecycle) is State.DRAINING
 
 
-@pytest.mark.parametrize("cause", [None, "a reason"])
-async def test_stop(lifecycle: Lifecycle, cause: str | None) -> None:
-    stopped = asyncio.create_task(lifecycle.stopped())
-    await asyncio.sleep(0.01)
-    assert not stopped.done()
-    lifecycle.stop(cause)
-    lifecycle.stop("a second one")
-    assert await asyncio.wait_for(stopped, 5) == cause
-
-
-async def test_a_dead_engine_ends_the_process(lifecycle: Lifecycle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.lifecycle._WATCH_INTERVAL", 0.005)
+async def test_a_dead_engine_ends_the_process(lifecycle: Lifecycle, ending: Ending, watching: None) -> None:
     await lifecycle.load(options())
-    stopped = asyncio.create_task(lifecycle.stopped())
+    asked = asyncio.create_task(ending.asked())
     await asyncio.sleep(0.03)
-    assert not stopped.done()
+    assert not asked.done()
     vars(lifecycle.model_for(""))["dead"] = True
-    cause = await asyncio.wait_for(stopped, 5)
+    cause = await asyncio.wait_for(asked, 5)
     assert cause is not None
     assert "ValueError: gone" in cause
     assert state_of(lifecycle) is State.FAILED
@@ -447,9 +451,8 @@ async def test_a_dead_engine_ends_the_process(lifecycle: Lifecycle, monkeypatch:
 
 
 async def test_an_engine_that_dies_while_other_options_are_read_gets_no_successor(
-    lifecycle: Lifecycle, fake: type[FakeModel], monkeypatch: pytest.MonkeyPatch
+    lifecycle: Lifecycle, ending: Ending, watching: None, fake: type[FakeModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backend.lifecycle._WATCH_INTERVAL", 0.005)
     await lifecycle.load(options())
     reading, go_on = threading.Event(), threading.Event()
 
@@ -459,7 +462,6 @@ async def test_an_engine_that_dies_while_other_options_are_read_gets_no_successo
         return Plan(options.Model, {})
 
     monkeypatch.setattr(sys.modules["common.model"], "plan_load", plan_load)
-    stopped = asyncio.create_task(lifecycle.stopped())
     loading = asyncio.create_task(lifecycle.load(options("b")))
     await until(reading.is_set)
     vars(lifecycle.model_for(""))["dead"] = True
@@ -469,7 +471,7 @@ async def test_an_engine_that_dies_while_other_options_are_read_gets_no_successo
         await loading
     assert state_of(lifecycle) is State.FAILED
     assert "load b" not in fake.events
-    await stopped
+    assert await asyncio.wait_for(ending.asked(), 5) == "the engine died: ValueError: gone"
 
 
 async def test_an_engine_that_dies_while_it_is_replaced_gets_no_successor(
@@ -580,7 +582,7 @@ async def test_a_model_that_is_being_closed_is_none(lifecycle: Lifecycle, fake: 
 
 
 @pytest.mark.parametrize("hurry", [False, True])
-async def test_the_drain_waits_for_requests(lifecycle: Lifecycle, hurry: bool) -> None:
+async def test_the_drain_waits_for_requests(lifecycle: Lifecycle, ending: Ending, hurry: bool) -> None:
     await lifecycle.load(options())
     done = asyncio.Event()
 
@@ -591,16 +593,18 @@ async def test_the_drain_waits_for_requests(lifecycle: Lifecycle, hurry: bool) -
     running = asyncio.create_task(request())
     await asyncio.sleep(0)
     lifecycle.drain()
-    await lifecycle.idle(0.01)
-    idle = asyncio.create_task(lifecycle.idle(60))
+    idle = asyncio.create_task(lifecycle.idle())
+    await ending.wait(idle, 0.01)
+    waiting = asyncio.create_task(ending.wait(idle, 60))
     await asyncio.sleep(0.02)
-    assert not idle.done()
+    assert not waiting.done()
     if hurry:
-        lifecycle.stop()
-        lifecycle.stop()  # a second signal
+        ending.ask()
+        ending.ask()  # a second signal
     else:
         done.set()
-    await asyncio.wait_for(idle, 5)
+    await asyncio.wait_for(waiting, 5)
+    assert idle.done() is not hurry
     assert running.done() is not hurry
     done.set()
     await running
@@ -608,7 +612,7 @@ async def test_the_drain_waits_for_requests(lifecycle: Lifecycle, hurry: bool) -
 
 async def test_vllm_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "common.model", None)  # makes the import fail
-    lifecycle = Lifecycle(shutdown_timeout=3.0)
+    lifecycle = Lifecycle(Ending(), shutdown_timeout=3.0)
     lifecycle.import_in_background()
     for _ in range(2):
         with pytest.raises(LoadFailed, match=r"vLLM can't be imported: .*common\.model"):

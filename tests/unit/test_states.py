@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from backend.ending import Ending
 from backend.health import MODEL, PROCESS
 from backend.lifecycle import Lifecycle, State
 from backend.server import build_server
@@ -121,7 +122,7 @@ async def lifecycle(monkeypatch: pytest.MonkeyPatch) -> Lifecycle:
         Model=Straw, plan_load=lambda options, *_, **__: types.SimpleNamespace(model=options.Model, engine_args={})
     )
     monkeypatch.setitem(sys.modules, "common.model", module)
-    lifecycle = Lifecycle(shutdown_timeout=1.0)
+    lifecycle = Lifecycle(Ending(), shutdown_timeout=1.0)
     lifecycle.import_in_background()
     return lifecycle
 
@@ -249,6 +250,6 @@ async def test_a_drain_does_not_wait_for_a_watch(stub: Any, health: Any, lifecyc
     watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
     await watch.read()
     async with asyncio.timeout(30):
-        await lifecycle.idle(600)
+        await lifecycle.idle()
     assert not watch.done()
     watch.cancel()
