@@ -33,12 +33,6 @@ def main() -> int:
     cells = [cell for cell in (plan.QUICK if given.quick else plan.FULL) if _wanted(cell, given)]
     measured: list[Measured] = []
     failed = False
-    if not given.dry:
-        try:
-            report.check_machine(given.folder)
-        except report.OtherMachineError as error:
-            print(error, file=sys.stderr)
-            return 2
     with Player() as player:
         for fleet in dict.fromkeys(cell.fleet for cell in cells):
             systems = [
@@ -56,11 +50,10 @@ def main() -> int:
                     else:
                         print(report.table(measured[-1]), flush=True)
                         if not given.dry:  # hours of work are not lost with the last cell
-                            report.write(given.folder, measured, list(verdicts(measured)))
+                            folder = report.write(given.folder, measured, list(verdicts(measured)))
+                            print(f"in {folder}", flush=True)
     found = list(verdicts(measured))
     print(report.judgement(found))
-    if not given.dry:
-        print(f"in {given.folder}")
     return 1 if failed or not all(verdict.holds for verdict in found) else 0
 
 
@@ -68,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cells, in five minutes")
     parser.add_argument("--rounds", type=int, help="how often each system has its turn; as the plan has it by default")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the report goes; cells of old runs stay")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of all machines' reports; cells of old runs stay")
     parser.add_argument("--dry", action="store_true", help="write no report")
     parser.add_argument("--system", action="append", help="only these systems, such as ours; may be repeated")
     for name, kind in (("fleet", str), ("scenario", str), ("streams", int), ("tokens", int), ("connections", int)):

@@ -1,9 +1,14 @@
-"""The report of runs: tables, JSON, and plots, which keep the cells of former runs that a new one did not measure."""
+"""The report of runs: tables, JSON and plots of each machine, and what they have in common.
+
+Cells of former runs that a new one did not measure stay. Figures of two machines are never in one table but that of the
+promises, which are ratios.
+"""
 
 import dataclasses
 import json
 import math
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,38 +41,38 @@ def judgement(found: Sequence[Verdict]) -> str:
     """The promises as Markdown."""
     lines = ["| promise | measured | limit | | hoped for |", "|---|---:|---:|---|---:|"]
     for verdict in found:
-        sign = "≥" if verdict.at_least else "≤"
+        limit, aim = _bounds(verdict)
         holds = "holds" if verdict.holds else "**does not hold**"
-        aim = "" if verdict.aim is None else f"{sign} {verdict.aim:.3f}"
-        lines.append(f"| {verdict.promise} | {verdict.value:.3f} | {sign} {verdict.limit:.3f} | {holds} | {aim} |")
+        lines.append(f"| {verdict.promise} | {verdict.value:.3f} | {limit} | {holds} | {aim} |")
     return "\n".join([*lines, ""])
 
 
-class OtherMachineError(Exception):
-    """A folder has figures of another CPU, which are nothing to set new ones beside."""
+def folder_name(cpu: str) -> str:
+    """Of a machine, by its CPU: "2 cores of Intel(R) Xeon(R) Processor" is "intel-xeon-2-cores"."""
+    cores, _, model = cpu.partition(" cores of ")
+    plain = re.sub(r"\((r|tm)\)|\b(processor|cpu)\b|@.*", " ", model.lower())
+    return "-".join([*re.findall(r"[a-z0-9]+", plain), cores, "cores"])
 
 
-def check_machine(folder: Path) -> None:
-    """Raise `OtherMachineError` where `write` would put figures of this machine beside those of another."""
-    path = folder / RESULTS
-    if not path.exists():
-        return
-    theirs, ours = json.loads(path.read_text(encoding="utf-8"))["machine"]["CPU"], _machine()["CPU"]
-    if theirs != ours:
-        raise OtherMachineError(f"{folder} has figures of {theirs}, and this machine is {ours}: use --folder, or --dry")
-
-
-def write(folder: Path, measured: Sequence[Measured], found: Sequence[Verdict]) -> None:
-    """Results, README.md and plots into `folder`."""
+def write(root: Path, measured: Sequence[Measured], found: Sequence[Verdict]) -> Path:
+    """Results, README.md and plots of this machine into its folder of `root`, which is returned; README.md of all."""
+    folder = root / folder_name(_machine()["CPU"])
     folder.mkdir(parents=True, exist_ok=True)
     results = _merged(folder / RESULTS, measured, found)
     (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    everything = sorted(map(_measured, results["cells"]), key=lambda each: each.cell)
-    verdicts = [Verdict(**verdict) for verdict in results["verdicts"]]
-    (folder / "README.md").write_text(_page(everything, verdicts, results["machine"]), encoding="utf-8")
+    write_pages(root)
     from tests.bench import plots
 
-    plots.draw(folder, everything)
+    plots.draw(folder, _cells(results))
+    return folder
+
+
+def write_pages(root: Path) -> None:
+    """README.md of each machine and of all, from what is kept of them in `root`."""
+    machines = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob(f"*/{RESULTS}"))}
+    for folder, results in machines.items():
+        (folder / "README.md").write_text(_page(results), encoding="utf-8")
+    (root / "README.md").write_text(_first_page(list(machines.items())), encoding="utf-8")
 
 
 def _merged(path: Path, measured: Sequence[Measured], found: Sequence[Verdict]) -> dict[str, Any]:
@@ -115,9 +120,49 @@ def _version(name: str) -> str:
         return ""
 
 
-def _page(measured: Sequence[Measured], found: Sequence[Verdict], machine: Mapping[str, str]) -> str:
-    parts = [_INTRODUCTION, ", ".join(f"{name} {value}" for name, value in machine.items()) + ".\n"]
-    parts += ["## Promises\n", judgement(found)]
+def _cells(results: Mapping[str, Any]) -> list[Measured]:
+    return sorted(map(_measured, results["cells"]), key=lambda each: each.cell)
+
+
+def _verdicts(results: Mapping[str, Any]) -> list[Verdict]:
+    return [Verdict(**verdict) for verdict in results["verdicts"]]
+
+
+def _first_page(machines: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    links = [f"[{results['machine']['CPU']}]({folder.name}/README.md)" for folder, results in machines]
+    by_promise: dict[str, dict[Path, Verdict]] = {}
+    for folder, results in machines:
+        for verdict in _verdicts(results):
+            by_promise.setdefault(verdict.promise, {})[folder] = verdict
+    lines = [f"| promise | limit | hoped for | {' | '.join(links)} |", f"|---|---:|---:|{'---:|' * len(links)}"]
+    for promise, found in by_promise.items():
+        limit, aim = _bounds(next(iter(found.values())))
+        values = [_value(found.get(folder)) for folder, _ in machines]
+        lines.append(f"| {promise} | {limit} | {aim} | {' | '.join(values)} |")
+    return "\n".join([_INTRODUCTION, "## Promises\n", "What does not hold is bold.\n", *lines, ""])
+
+
+def _value(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    return f"{verdict.value:.3f}" if verdict.holds else f"**{verdict.value:.3f}**"
+
+
+def _bounds(verdict: Verdict) -> tuple[str, str]:
+    """The limit, and what was hoped for."""
+    sign = "≥" if verdict.at_least else "≤"
+    return f"{sign} {verdict.limit:.3f}", "" if verdict.aim is None else f"{sign} {verdict.aim:.3f}"
+
+
+def _page(results: Mapping[str, Any]) -> str:
+    machine, measured = results["machine"], _cells(results)
+    parts = [
+        f"# On {machine['CPU']}\n",
+        "What is measured, and how, says [the page of all machines](../README.md).\n",
+        ", ".join(f"{name} {value}" for name, value in machine.items() if name != "CPU") + ".\n",
+        "## Promises\n",
+        judgement(_verdicts(results)),
+    ]
     for fleet, described in FLEETS.items():
         of_fleet = [each for each in measured if each.cell.fleet == fleet]
         if not of_fleet:
@@ -154,8 +199,8 @@ _INTRODUCTION = """\
 By `make bench`; `make bench-quick` takes five minutes. Each system has an engine of its own with the same arguments,
 and they take turns: a round has one turn of each, the order changes from round to round, and who waits is stopped.
 Figures are medians of the rounds, in parentheses the least and the most; ratios are of neighbouring turns. Where
-SmolLM2's engine takes minutes there are fewer rounds, and streams only. Absolute figures belong to this machine, ratios
-do not.
+SmolLM2's engine takes minutes there are fewer rounds, and streams only. Absolute figures belong to a machine, which has
+a page of its own; ratios do not.
 
 - *in process*: `AsyncLLM` in the process that asks it, the least that generating costs
 - *ours*: `run.sh`, `PredictStream`; *ours, unary*: `Predict`. On a CPU its engine comes as one process, the others'
@@ -164,13 +209,13 @@ do not.
 - *vllm serve --grpc*: token ids in, token ids out, by smg-grpc-servicer
 
 What was *hoped for* of the CPU are the ratios of a machine on which in process took 39 µs a token, and 60 with text and
-deltas, 75 with a parser, were to be had. Here in process takes 18, for Python is twice as fast; the kernel is not, and
-grpc.aio by itself takes 17 for a message. Of ours, plain, some 18 are vLLM's, 20 gRPC's, 9 what a request of 128 tokens
-costs but once, and 3 are left. Of a token in a tool call vLLM's hermes parser, which reads the call anew for each,
-takes another 20, and what becomes of that on the wire 6. The limits are what no change may make worse.
-On an AMD EPYC of less than half the speed in process took 54, ours 160 and grpc.aio by itself 83: the ratio was 2.9
-there, too. Writes that nobody waits for, and one wake-up of grpc.aio's reader for many messages instead of one for
-each, made no difference that could be told from noise.
+deltas, 75 with a parser, were to be had. On the Xeon in process takes 18, for Python is twice as fast; the kernel is
+not, and grpc.aio by itself takes 17 for a message. Of ours, plain, some 18 are vLLM's, 20 gRPC's, 9 what a request of
+128 tokens costs but once, and 3 are left. Of a token in a tool call vLLM's hermes parser, which reads the call anew for
+each, takes another 20, and what becomes of that on the wire 6. The limits are what no change may make worse.
+On the EPYC, of less than half the speed, grpc.aio by itself takes 83 for a message, and the ratios are the same. Writes
+that nobody waits for, and one wake-up of grpc.aio's reader for many messages instead of one for each, made no
+difference that could be told from noise.
 
 Prompts and lengths are the same everywhere, which every run checks, as it checks that all requests were in flight at
 once. *Serving CPU* is what the process took that serves the clients, without the engine's processes. The client of all

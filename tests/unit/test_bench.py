@@ -3,6 +3,7 @@
 import http.server
 import json
 import math
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -24,6 +25,7 @@ from tests.bench.figures import (
     Measured,
     Round,
     Summary,
+    Verdict,
     figures,
     verdicts,
 )
@@ -135,20 +137,39 @@ def test_a_report_keeps_what_was_not_measured_again(tmp_path: Path, monkeypatch:
     report.write(tmp_path, [measured(MANY)], list(verdicts([measured(MANY)])))
     one = Cell("toy", "plain", 1, 128)
     report.write(tmp_path, [measured(one, ours=[round_of(tokens_per_s=170)])], [])
-    page = (tmp_path / "README.md").read_text()
+    folder = tmp_path / report.folder_name(report._machine()["CPU"])
+    page = (folder / "README.md").read_text()
     assert page.index(f"### {one}") < page.index(f"### {MANY}")
     assert "| 170 |" in page
-    assert len(json.loads((tmp_path / report.RESULTS).read_text())["cells"]) == 2
+    assert len(json.loads((folder / report.RESULTS).read_text())["cells"]) == 2
 
 
 def test_figures_of_two_machines_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.bench.plots.draw", lambda *_: None)
-    report.check_machine(tmp_path)  # nothing there yet
-    report.write(tmp_path, [measured(MANY)], [])
-    report.check_machine(tmp_path)
-    monkeypatch.setattr(report, "_machine", lambda: {"CPU": "64 cores of another"})
-    with pytest.raises(report.OtherMachineError, match=r"and this machine is 64 cores of another: use --folder"):
-        report.check_machine(tmp_path)
+    drawn: list[tuple[Path, int]] = []
+    monkeypatch.setattr("tests.bench.plots.draw", lambda folder, cells: drawn.append((folder, len(cells))))
+    slow, fast = (Verdict("half as much", value, 0.5, at_least=False, aim=0.3) for value in (0.7, 0.4))
+    folders = []
+    for cpu, verdict in (("64 cores of Slow CPU", slow), ("2 cores of Fast(R) Processor @ 3 GHz", fast)):
+        monkeypatch.setattr(report, "_machine", lambda cpu=cpu: {"CPU": cpu, "Python": "3"})
+        folders.append(report.write(tmp_path, [measured(MANY)], [verdict]))
+    assert [folder.name for folder in folders] == ["slow-64-cores", "fast-2-cores"]
+    assert drawn == [(folder, 1) for folder in folders]
+    for folder in folders:
+        assert len(json.loads((folder / report.RESULTS).read_text())["cells"]) == 1
+    page = (tmp_path / "README.md").read_text()
+    assert "| [2 cores of Fast(R) Processor @ 3 GHz](fast-2-cores/README.md) | [64 cores of Slow CPU](" in page
+    assert "| half as much | ≤ 0.500 | ≤ 0.300 | 0.400 | **0.700** |" in page
+    assert "| half as much | 0.700 | ≤ 0.500 | **does not hold** | ≤ 0.300 |" in (folders[0] / "README.md").read_text()
+
+
+def test_the_pages_in_docs_are_those_of_the_figures_there(tmp_path: Path) -> None:
+    kept = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
+    shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+    report.write_pages(tmp_path)
+    pages = [path.relative_to(kept) for path in kept.rglob("README.md")]
+    assert len(pages) > 1
+    for page in pages:
+        assert (tmp_path / page).read_text() == (kept / page).read_text()
 
 
 @pytest.mark.parametrize(
@@ -258,6 +279,7 @@ def test_a_run_of_some_systems_judges_those_and_replaces_no_run_of_more(
     found = list(verdicts([alone, Measured(Cell("toy", "plain", 128, 1024), {OURS: [round_of()]})]))
     assert [verdict.promise for verdict in found] == ["CPU per token of 1,024 tokens to that of 128"]
     report.write(tmp_path, [alone], found)
-    (kept,) = json.loads((tmp_path / report.RESULTS).read_text())["cells"]
+    (path,) = tmp_path.glob(f"*/{report.RESULTS}")
+    (kept,) = json.loads(path.read_text())["cells"]
     assert IN_PROCESS in kept["rounds"]
     assert "| 7 |" in report.table(alone)
