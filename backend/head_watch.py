@@ -68,7 +68,7 @@ class Addresses:
     def __call__(self) -> set[str]:
         """Asks the resolver now and then, which may take its time."""
         if time.monotonic() - self._asked > _ADDRESS_SECONDS:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UnicodeError):  # Python's codec for names refuses some
                 found = socket.getaddrinfo(self._host, None, type=socket.SOCK_STREAM)
                 self._known |= {_plain(str(info[4][0])) for info in found}
             self._asked = time.monotonic()

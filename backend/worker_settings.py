@@ -221,6 +221,12 @@ def _head(host: str | None, port: str | None) -> tuple[str, int]:
         raise SettingsError("--master-addr: is missing; it is the head's address or host name")
     if not port:
         raise SettingsError("--master-port: is missing; it is the head's data_parallel_rpc_port, or master_port")
+    try:
+        host.encode("idna")  # as whoever resolves it does
+    except UnicodeError:
+        raise SettingsError(
+            f"--master-addr {host}: use an address or a host name, of labels of 1 to 63 characters"
+        ) from None
     return host.strip("[]"), _whole("--master-port", port, 1, 65535)
 
 

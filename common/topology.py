@@ -42,6 +42,8 @@ _FRONTEND = frozenset(
         "served_model_name",
     }
 )
+# Lists that vLLM's command line reads as one word, with commas.
+_ONE_WORD = frozenset({"device_ids"})
 
 
 class Parallel(Protocol):
@@ -191,7 +193,8 @@ def flags(args: Mapping[str, Any]) -> Iterator[str]:
         elif isinstance(value, dict):
             yield from (flag, json.dumps(value))
         elif isinstance(value, list | tuple | set | frozenset):
-            yield from (flag, *map(str, value))
+            words = map(str, value)
+            yield from (flag, ",".join(words)) if name in _ONE_WORD else (flag, *words)
         else:
             yield from (flag, str(value))
 

@@ -112,3 +112,7 @@ def test_a_name_is_asked_for_now_and_then(monkeypatch: pytest.MonkeyPatch) -> No
         if not answers:
             break
     assert seen == [["head"], ["10.0.0.1", "head"], ["10.0.0.1", "10.0.0.2", "head"]]
+
+
+def test_a_name_that_can_be_none_stands_for_itself() -> None:
+    assert Addresses("a..b")() == {"a..b"}

@@ -183,7 +183,8 @@ def test_vllm_reads_a_line_back_as_the_head_was_told() -> None:
         LimitImagePerPrompt=2,
         Options=["--max-num-seqs:8", "--no-enable-prefix-caching"],
         EngineArgs='{"hf_overrides": {"a b": "c\'d"}, "seed": 7, "data_parallel_size": 3, "hf_token": "hf_secret",'
-        ' "data_parallel_address": "10.0.0.1", "generation_config": "vllm", "enable_expert_parallel": true}',
+        ' "data_parallel_address": "10.0.0.1", "generation_config": "vllm", "enable_expert_parallel": true,'
+        ' "device_ids": [2, 3]}',
     )
     plan = plan_load(options)
     assert dataclasses.replace(plan, rank_timeout=1) == plan

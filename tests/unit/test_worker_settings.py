@@ -124,6 +124,8 @@ def test_environment_of_the_ranks() -> None:
         ((*DP, "--data-parallel-size-local=0"), "--data-parallel-size-local 0: use a whole number from 1 to 4"),
         ((*DP, "--start-rank=3"), "--start-rank 3: with 2 ranks from there on there would be more than 4"),
         ((*DP, "--master-port=70000"), "--master-port 70000: use a whole number from 1 to 65535"),
+        ((*DP, "--master-addr=a..b"), "--master-addr a..b: use an address or a host name"),
+        ((*DP, f"--master-addr={'h' * 64}"), "--master-addr hhhh"),
         ((*DP, "--headless=maybe"), "--headless maybe: use true or false"),
         ((*DP, "--register-to=frontend:8080"), "--register-to: use the frontend's URL"),
         ((*DP, "--register-to=ftp://frontend"), "--register-to: use the frontend's URL"),
