@@ -38,7 +38,7 @@ done
 
 # Which profile, and why.
 why='as asked' from_source=''
-if [ -z "$profile" ] && [ -e .venv/installed ] && [ -e .venv/profile ]; then
+if [ -z "$profile" ] && { [ -e .venv/installed ] || [ -e .venv/changing ]; } && [ -e .venv/profile ]; then
     read -r profile from_source <.venv/profile
     why='as installed before'
 fi
@@ -71,7 +71,8 @@ elif [ -n "$backend" ]; then
     source_args+=(--torch-backend "$backend")
     torch_from="PyTorch's index ($backend)"
 fi
-python=${PYTHON_VERSION:-$python}
+# Images of Python set it, too, to a release such as 3.11.13.
+if [[ ${PYTHON_VERSION-} =~ ^[0-9]+\.[0-9]+ ]]; then python=${BASH_REMATCH[0]}; else python=${PYTHON_VERSION:-$python}; fi
 
 # The lock is for one Python on one machine; others take versions from vLLM's ranges and ours.
 lock=packaging/locks/$profile.txt
@@ -82,16 +83,22 @@ if [ "$python" != "$(profile_value "$profile" python | sed -n 1p)" ] ||
     lock='' locked="none for Python $python on $(uname -m), versions from ranges"
 fi
 
-# Nothing to do when the last successful run had the same inputs; what was installed beyond them stays.
+# Nothing to do when the last run came to its end with the same inputs, and had these extras or more.
 stamp=$(
     cat pyproject.toml packaging/wheel-folder-overrides.txt proto/backend.proto ${lock:+"$lock"}
-    echo "$profile" "$python" "$vllm_from" "${source_args[@]}" "${extras[@]}"
+    echo "$profile" "$python" "$vllm_from" "${source_args[@]}"
 )
 stamp=$(sha256sum <<<"$stamp")
+there=()
+if [ -e .venv/installed ]; then mapfile -t there <.venv/installed; fi
+[ "${there[0]-}" = "$stamp" ] || there=()
+is_installed() {
+    local extra
+    [ -n "${there[0]-}" ] && [ -e common/pb/backend_pb2_grpc.py ] || return 1
+    for extra in "${extras[@]}"; do [[ " ${there[*]:1} " = *" $extra "* ]] || return 1; done
+}
 to_do='install'
-if grep -qxF "$stamp" .venv/installed 2>/dev/null && [ -e common/pb/backend_pb2_grpc.py ]; then
-    to_do='nothing, it is installed'
-fi
+if is_installed; then to_do='nothing, it is installed'; fi
 
 # Whatever speaks against it, before anything is downloaded.
 if [ "$to_do" = install ] || [ -n "$dry_run" ]; then
@@ -132,6 +139,9 @@ if [ -z "$uv" ]; then
 fi
 "$uv" --version >/dev/null || fail "$uv does not run"
 
+# From here on it is not whole until the end.
+if [ -e .venv/installed ]; then mv .venv/installed .venv/changing; fi
+
 # Two profiles in one environment would overwrite each other's vLLM.
 if [ ! -x .venv/bin/python ] || { [ -e .venv/profile ] && [ "$(<.venv/profile)" != "$record" ]; } ||
     [ "$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')" != "$python" ]; then
@@ -168,4 +178,5 @@ fi
 mkdir -p common/pb
 .venv/bin/python -m grpc_tools.protoc -Icommon/pb=proto \
     --python_out=. --pyi_out=. --grpc_python_out=. common/pb/backend.proto
-echo "$stamp" >>.venv/installed
+printf '%s\n' "$stamp" "${extras[@]}" "${there[@]:1}" >.venv/changing
+mv .venv/changing .venv/installed

@@ -30,11 +30,13 @@ esac
 here=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 dest=$(readlink -m -- "${1:-$here/dist/bundle}")
 cd -- "$here"
-if [ ! -x .venv/bin/python ] || [ ! -e common/pb/backend_pb2_grpc.py ]; then
+if [ ! -e .venv/installed ] || [ ! -e common/pb/backend_pb2_grpc.py ]; then
     ./install.sh
 fi
-if [ -e "$dest" ] && [ ! -e "$dest/manifest.json" ] && [ -n "$(ls -A -- "$dest")" ]; then
-    fail "$dest is there and is no bundle"
+if [ -e "$dest" ] && [ -n "$(ls -A -- "$dest")" ]; then
+    for part in run.sh lib/environment.sh proto/backend.proto; do
+        [ -e "$dest/$part" ] || fail "$dest is there and is no bundle: it has no $part"
+    done
 fi
 for tool in strip ldconfig; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "$tool" >/dev/null || fail "$tool is not installed"

@@ -22,10 +22,10 @@ if [ -d "$here/python" ]; then
     . "$here/lib/environment.sh"
 else
     python=$here/.venv/bin/python
-fi
-if [ ! -x "$python" ] || [ ! -d "$here/common/pb" ]; then
-    echo "run.sh: nothing is installed in $here/.venv; run $here/install.sh first" >&2
-    exit 1
+    if [ ! -x "$python" ] || [ ! -e "$here/.venv/installed" ] || [ ! -d "$here/common/pb" ]; then
+        echo "run.sh: nothing is installed in $here/.venv, or not all of it; run $here/install.sh first" >&2
+        exit 1
+    fi
 fi
 # Our own modules are found by PYTHONPATH alone: the folder can move, and the working directory stays out of sys.path.
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1

@@ -309,6 +309,52 @@ def test_a_second_run_does_nothing_and_another_profile_starts_anew(machine: Mach
     assert uv.calls[len(asked)].startswith("venv --quiet --clear")
 
 
+def test_what_is_asked_is_there_or_is_installed(tree: Path, uv: Uv) -> None:
+    """Of the inputs as they are now: going back to a former commit is a change, too."""
+    uv.install("--extra", "demo", "--extra", "test")
+    (tree / "common" / "pb" / "backend_pb2_grpc.py").touch()
+    asked = uv.calls
+    for extras in ([], ["test"], ["demo"], ["test", "demo"]):
+        uv.install(*(f"--extra={extra}" for extra in extras))
+    assert uv.calls == asked
+    uv.install("--extra", "bench")
+    uv.install("--extra", "test", "--extra", "bench")
+    assert len(uv.calls) == len(asked) + 2
+    proto = tree / "proto" / "backend.proto"
+    former = proto.read_text(encoding="utf-8")
+    for text in (former + "// new", former):
+        before = uv.calls
+        proto.write_text(text, encoding="utf-8")
+        uv.install()
+        assert len(uv.calls) == len(before) + 2
+    before = uv.calls
+    uv.install("--extra", "demo")  # whose versions may be those of the other commit
+    assert len(uv.calls) == len(before) + 2
+
+
+def test_what_was_installed_half_is_not_installed(machine: Machine, tree: Path, uv: Uv) -> None:
+    uv.install("cpu", "--extra", "demo")
+    (tree / "common" / "pb" / "backend_pb2_grpc.py").touch()
+    before = uv.calls
+    machine.command("uv", RECORDER + 'case "$*" in *constraints*) exit 2 ;; esac')
+    with pytest.raises(AssertionError, match="cpu was not installed"):
+        uv.install("--extra", "bench")
+    assert not (tree / ".venv" / "installed").exists()
+    machine.nvidia("580.65.06")
+    machine.command("uv", RECORDER)
+    # The profile is as it was chosen.
+    assert uv.install().startswith("install.sh: cpu (as installed before)")
+    assert len(uv.calls) > len(before) + 2
+    assert (tree / ".venv" / "installed").exists()
+
+
+def test_a_release_of_python_counts_as_its_version(machine: Machine) -> None:
+    """As images of Python have it in their environment."""
+    assert machine.plan("cpu", PYTHON_VERSION="3.11.13")["Python"] == "3.11"
+    assert machine.plan("cpu", PYTHON_VERSION="3.11.13")["lock"].startswith("packaging/locks/cpu.txt")
+    assert machine.refusal("cpu", "--dry-run", PYTHON_VERSION="3.9.1").endswith("not for 3.9 (PYTHON_VERSION)")
+
+
 def test_torch_from_a_folder(tmp_path: Path, uv: Uv) -> None:
     """Its index is left alone, what only that has is left out, and another build of torch is not held to the lock."""
     (tmp_path / "wheels").mkdir()

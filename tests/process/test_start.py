@@ -288,6 +288,17 @@ def test_nothing_is_installed(tmp_path: Path) -> None:
     assert "install.sh" in line
 
 
+def test_not_all_is_installed(tmp_path: Path) -> None:
+    run_sh = copy_of_the_tree(tmp_path / "tree")
+    environment = tmp_path / "tree" / ".venv"
+    whole = environment.readlink()
+    environment.unlink()
+    environment.mkdir()
+    (environment / "bin").symlink_to(whole / "bin")
+    (line,) = refused(Backend(run_sh=run_sh))
+    assert "install.sh" in line
+
+
 def test_stubs_are_missing(tmp_path: Path) -> None:
     run_sh = copy_of_the_tree(tmp_path / "tree")
     shutil.rmtree(tmp_path / "tree" / "common" / "pb")
