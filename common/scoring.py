@@ -1,10 +1,12 @@
 """Score: log-probabilities of candidate continuations of a prompt.
 
-Prompt and candidates are tokenised apart and their ids put behind each other, so that no token spans the boundary.
+Prompt and candidates are tokenised apart and their ids put behind each other, so that no token spans the boundary. A
+space that a tokenizer reads before every text is none of a candidate's.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import uuid
 from collections.abc import Sequence
@@ -32,8 +34,24 @@ if TYPE_CHECKING:
 
 # What a tokenizer puts around it shows what it puts around any text.
 _SAMPLE = "a"
+# For private use, so that no vocabulary has tokens in which it and what follows it are one.
+_MARK = "\ue000"
 # Tokens of the prompt that the texts of a candidate's first tokens can hang on; more than vLLM looks at.
 _CONTEXT = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class _Habits:
+    """What a tokenizer adds to a text.
+
+    Attributes:
+        beginning: before a raw prompt, such as BOS.
+        mark: the tokens of `_MARK` where it reads a space before any text, as those of Llama 2 do; else none.
+
+    """
+
+    beginning: Tokens
+    mark: Tokens
 
 
 class Scorer:
@@ -42,7 +60,7 @@ class Scorer:
     def __init__(self, engine: Engine, adapters: Adapters) -> None:
         self._llm = engine.llm
         self._adapters = adapters
-        self._beginning: Tokens | None = None
+        self._habits: _Habits | None = None
 
     @functools.cached_property
     def _scoring(self) -> Scoring:
@@ -63,15 +81,7 @@ class Scorer:
         with translated("prompt"):
             admit(self._llm)
             adapter = self._adapters.pick("")
-            if self._beginning is None:
-                self._beginning = await self._read_beginning()
-            prompt, *candidates = await self._token_ids(request.prompt, *request.candidates)
-            prompt = _joined(self._beginning, prompt)
-            if not prompt:
-                raise InvalidRequest("prompt", "has no token; give a text to continue")
-            for index, candidate in enumerate(candidates):
-                if not candidate:
-                    raise InvalidRequest(f"candidates[{index}]", "has no token; give a text to score")
+            prompt, candidates = await self._tokens(request)
             plan = await asyncio.to_thread(self._scoring.plan, prompt, candidates)
             admit(self._llm, len(plan.probes))
             outputs = await self._ask_all(plan.probes, adapter)
@@ -80,6 +90,23 @@ class Scorer:
         return await asyncio.to_thread(
             _response, prompt, candidates, plan, outputs, tokenizer, normalize=request.length_normalize
         )
+
+    async def _tokens(self, request: pb.ScoreRequest) -> tuple[Tokens, list[Tokens]]:
+        """Those of the prompt, and of each candidate as it goes on."""
+        if self._habits is None:
+            self._habits = await self._read_habits()
+        mark = self._habits.mark
+        before = _MARK if mark else ""
+        prompt, *marked = await self._token_ids(request.prompt, *(before + text for text in request.candidates))
+        prompt = _joined(self._habits.beginning, prompt)
+        if not prompt:
+            raise InvalidRequest("prompt", "has no token; give a text to continue")
+        for index, tokens in enumerate(marked):
+            if tokens[: len(mark)] != mark:
+                raise InvalidRequest(f"candidates[{index}]", "begins with what has no token; give a text to score")
+            if len(tokens) == len(mark):
+                raise InvalidRequest(f"candidates[{index}]", "has no token; give a text to score")
+        return prompt, [tokens[len(mark) :] for tokens in marked]
 
     async def _ask_all(self, probes: Sequence[Probe], adapter: LoRARequest | None) -> list["RequestOutput"]:
         call = uuid.uuid4().hex
@@ -107,12 +134,13 @@ class Scorer:
         check_finish(last.outputs[0].finish_reason)
         return last
 
-    async def _read_beginning(self) -> Tokens:
-        """What the tokenizer puts before a raw prompt, such as BOS. What it puts behind one ends a text: left out."""
-        (bare,) = await self._token_ids(_SAMPLE)
+    async def _read_habits(self) -> _Habits:
+        """By examples. What is put behind a raw prompt ends a text, and is left out."""
+        bare, mark, marked = await self._token_ids(_SAMPLE, _MARK, _MARK + _SAMPLE)
         (whole,) = await self._token_ids(_SAMPLE, special=True)
         starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
-        return whole[: next(starts, 0)]
+        adds_space = marked[: len(mark)] == mark and marked[len(mark) :] != bare
+        return _Habits(whole[: next(starts, 0)], mark if adds_space else ())
 
     async def _token_ids(self, *texts: str, special: bool = False) -> list[Tokens]:
         """Of each text by itself; special tokens are read as such, and none is added but for `special`."""
