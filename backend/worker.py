@@ -7,14 +7,17 @@ SIGTERM or SIGINT at any time: passed on to vLLM; once that has ended: drained, 
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from backend.head_watch import Addresses, HeadWatch, links_with
+import psutil
+
+from backend.head_watch import Addresses, HeadWatch, Link, links_with
 from backend.logs import configure_logging
 from backend.rank import Rank
 from backend.settings import SettingsError
@@ -23,7 +26,7 @@ from backend.worker_settings import WorkerSettings, parse_worker_settings
 from common import node_memory, orphan_watch
 from common.errors import InvalidRequest
 from common.network import route_to
-from common.processes import adopt_orphans
+from common.processes import adopt_orphans, has_ended
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,8 @@ _ROUTE_SECONDS = 0.5
 _STOP_SECONDS = 30.0
 # `timeout` and terminals send it to the process and to its group.
 _SAME_SIGNAL_SECONDS = 0.5
+# vLLM closes its connections seconds before its main process ends.
+_END_SECONDS = 5.0
 # Ranks that lived so long with a head, or waited so long for one (vLLM gives up after 5 min), were sound.
 _SOUND_SECONDS = 60.0
 _WAITED_SECONDS = 240.0
@@ -131,15 +136,19 @@ class Supervisor:
                 return 0
             life = await self._live()
             self._has_worked = self._has_worked or life.has_met or life.waited
-            if life.status is not None and (self._stop.is_set() or not self._has_worked):
+            if life.status is not None and self._stop.is_set():
                 return life.status
+            # vLLM's main process ends with 0 when an engine process has died.
+            status = life.status or 1
+            if life.status is not None and not self._has_worked:
+                return status
             if life.status is None or life.is_sound:
                 failures, pause = 0, _FIRST_PAUSE
                 continue
             failures += 1
             if failures == _MOST_FAILURES:
                 logger.error("the ranks failed %d times in a row", failures)
-                return life.status
+                return status
             logger.warning("the ranks ended with exit status %d; the next start is in %g s", life.status, pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause)
@@ -170,7 +179,7 @@ class Supervisor:
             rank.signal(signal.SIGTERM)
         life = _Life()
         ended = asyncio.create_task(rank.wait())
-        lost = asyncio.create_task(self._head_is_gone(rank, life))
+        lost = asyncio.create_task(self._head_is_gone(rank, life, ended))
         killed = asyncio.create_task(self._killing())
         try:
             await asyncio.wait([ended, lost, killed], return_when=asyncio.FIRST_COMPLETED)
@@ -192,21 +201,48 @@ class Supervisor:
         life.seconds = time.monotonic() - life.started
         return life
 
-    async def _head_is_gone(self, rank: Rank, life: "_Life") -> None:
-        """Wait until it is; `life.met` tells whether there was one."""
+    async def _head_is_gone(self, rank: Rank, life: "_Life", ended: "asyncio.Task[int]") -> None:
+        """Wait until it is, or until the ranks have `ended`; `life.met` tells whether there was one."""
         host, port = self._settings.head
         watch = HeadWatch(port if self._settings.data_parallel_size is not None else None)
         addresses = Addresses(host)
-        while not watch.is_gone(await asyncio.to_thread(lambda: links_with(addresses(), rank.processes()))):
+
+        def look() -> tuple[list[psutil.Process], frozenset[Link]]:
+            processes = rank.processes()
+            return processes, links_with(addresses(), processes)
+
+        holders: list[psutil.Process] = []
+        gone_since = math.inf
+        while not (self._stop.is_set() or ended.done()):
+            processes, links = await asyncio.to_thread(look)
+            now = time.monotonic()
+            if links and gone_since > now:
+                holders = processes
+            if watch.is_gone(links):
+                gone_since = min(gone_since, now)
+            # Connections that come again are with the next head.
+            if gone_since <= now and (links or now - gone_since >= _patience(life, holders)):
+                break
             if watch.met and life.met is None:
-                life.met = time.monotonic()
+                life.met = now
                 logger.info("connected with the head")
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.wait([ended], timeout=_LOOK_SECONDS)
+        if self._stop.is_set():
+            await asyncio.wait([ended])  # which closes the connections too
 
     async def _killing(self) -> None:
         await self._stop.wait()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._kill.wait(), _STOP_SECONDS)
+
+
+def _patience(life: "_Life", processes: Iterable[psutil.Process]) -> float:
+    """Seconds for ranks without connections to end by themselves, which is no fault of the head's.
+
+    None where all `processes` still run and it would make no difference to the next start.
+    """
+    is_young = life.met is None or time.monotonic() - life.met < _SOUND_SECONDS
+    return _END_SECONDS if is_young or any(map(has_ended, processes)) else 0.0
 
 
 class _Life:

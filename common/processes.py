@@ -121,6 +121,14 @@ def leave_ray() -> None:
         logger.warning("Ray: this process could not disconnect", exc_info=True)
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it has, be it that its parent has not asked for its status."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 async def kill(processes: list[psutil.Process]) -> None:
     """SIGKILL what still runs of `processes`, and wait until it is gone."""
     alive = [process for process in processes if process.is_running()]

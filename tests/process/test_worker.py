@@ -26,13 +26,22 @@ exec "{python}" -IS "$0" "$@"
 '''
 import os, signal, socket, subprocess, sys, time
 behaviour = os.environ["BEHAVIOUR"]
-if behaviour == "fails":
-    sys.exit(3)
+if behaviour.startswith("fails"):
+    sys.exit(int(behaviour[5:]))
 if behaviour == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+connections = []
+def dawdle(status):
+    # As vLLM: its connections are closed first, and its main process ends last.
+    for connection in connections:
+        connection.close()
+    time.sleep(1.5)
+    sys.exit(status)
+if behaviour == "dawdles":
+    signal.signal(signal.SIGTERM, lambda *_: dawdle(7))
 child = subprocess.Popen(["sh", "-c", "trap '' TERM INT; while :; do sleep 1; done"], start_new_session=True)
 print("rank", os.getpid(), child.pid, *sys.argv[1:], flush=True)
 print(*(f"{{name}}={{value}}" for name, value in os.environ.items()), flush=True)
@@ -40,8 +49,11 @@ port = int(sys.argv[sys.argv.index("--data-parallel-rpc-port") + 1])
 while True:
     try:
         with socket.create_connection(("127.0.0.1", port)) as connection:
-            if behaviour == "crashes":
+            connections[:] = [connection]
+            if behaviour.startswith("crashes"):
                 time.sleep(1)
+                if behaviour == "crashes slowly":
+                    dawdle(0)
                 sys.exit(4)
             connection.recv(1)
     except OSError:
@@ -151,9 +163,20 @@ async def test_a_second_signal_kills(tmp_path: Path) -> None:
         assert await running.ends() == 128 + 9
 
 
-async def test_ranks_that_cannot_run_are_not_started_again(tmp_path: Path) -> None:
-    async with worker(tmp_path, "fails") as running:
-        assert await running.ends() == 3
+async def test_the_end_of_a_rank_that_was_told_to_is_not_the_head_s(tmp_path: Path) -> None:
+    async with worker(tmp_path, "dawdles") as running:
+        await running.rank()
+        with head(running.port) as server, await accept(server):
+            await asyncio.sleep(1)
+            running.process.send_signal(signal.SIGTERM)
+            assert await running.ends() == 7
+        assert "the head is gone" not in running.errors
+
+
+@pytest.mark.parametrize(("behaviour", "status"), [("fails3", 3), ("fails0", 1)])
+async def test_ranks_that_cannot_run_are_not_started_again(tmp_path: Path, behaviour: str, status: int) -> None:
+    async with worker(tmp_path, behaviour) as running:
+        assert await running.ends() == status
         assert running.errors.count("ranks started") == 1
 
 
@@ -201,8 +224,9 @@ async def test_a_head_that_is_another_one_at_the_next_look(tmp_path: Path) -> No
             assert await running.ends() == 7
 
 
-async def test_ranks_that_crash_are_started_again(tmp_path: Path) -> None:
-    async with worker(tmp_path, "crashes") as running:
+@pytest.mark.parametrize(("behaviour", "status"), [("crashes", 4), ("crashes slowly", 0)])
+async def test_ranks_that_crash_are_started_again(tmp_path: Path, behaviour: str, status: int) -> None:
+    async with worker(tmp_path, behaviour) as running:
         with head(running.port) as server:
             connections = []
             for _ in range(3):
@@ -210,8 +234,8 @@ async def test_ranks_that_crash_are_started_again(tmp_path: Path) -> None:
                 connections.append(await accept(server))
             for connection in connections:
                 connection.close()
-        assert "exit status 4; the next start is in 1 s" in running.errors
-        assert "exit status 4; the next start is in 2 s" in running.errors
+        assert f"exit status {status}; the next start is in 1 s" in running.errors
+        assert f"exit status {status}; the next start is in 2 s" in running.errors
         running.process.send_signal(signal.SIGTERM)
         await running.ends()
 

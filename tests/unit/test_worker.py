@@ -1,13 +1,16 @@
 """What the supervisor makes of signals that come at odd moments; `process/test_worker` has the rest."""
 
 import asyncio
+import os
 import signal
+import subprocess
 from typing import Any
 
+import psutil
 import pytest
 
 from backend.rank import Rank
-from backend.worker import Supervisor
+from backend.worker import Supervisor, _Life, _patience
 from backend.worker_settings import parse_worker_settings
 
 FLAGS = ["--data-parallel-size=2", "--data-parallel-size-local=1", "--start-rank=1", "--master-addr=127.0.0.1"]
@@ -49,3 +52,32 @@ async def test_a_signal_while_the_ranks_of_a_lost_head_are_killed(monkeypatch: p
     monkeypatch.setattr(Supervisor, "_head_is_gone", gone)
     async with asyncio.timeout(10):
         assert await supervisor.supervise() == 0
+
+
+async def test_ranks_that_fail_again_and_again_are_a_failure_of_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM ends with 0 when an engine process of a follower has died, and systemd would leave it at that."""
+    supervisor = Supervisor(parse_worker_settings(["a/model", *FLAGS, "--master-port=1"]))
+    lives = 0
+
+    async def live(_: Supervisor) -> _Life:
+        nonlocal lives
+        lives += 1
+        life = _Life()
+        life.met, life.status = life.started, 0
+        return life
+
+    monkeypatch.setattr(Supervisor, "_live", live)
+    monkeypatch.setattr("backend.worker._FIRST_PAUSE", 0.0)
+    async with asyncio.timeout(10):
+        assert await supervisor.supervise() == 1
+    assert lives == 10
+
+
+@pytest.mark.parametrize(("age", "ended", "seconds"), [(1, False, 5), (100, False, 0), (100, True, 5), (1, True, 5)])
+def test_how_long_ranks_without_connections_may_take_to_end(age: float, ended: bool, seconds: float) -> None:
+    life = _Life()
+    life.met = life.started - age
+    with subprocess.Popen(["true" if ended else "cat"], stdin=subprocess.PIPE) as process:
+        if ended:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert _patience(life, [psutil.Process(), psutil.Process(process.pid)]) == seconds
