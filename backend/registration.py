@@ -1,12 +1,15 @@
 """The registration HTTP of the orchestrator's frontend, as a node that runs no models of its own speaks it."""
 
 import asyncio
+import base64
 import json
+import re
 import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -35,12 +38,18 @@ class FrontendError(Exception):
         return self.status is not None and 400 <= self.status < 500 and self.status not in _PASSING
 
 
+def without_userinfo(text: str) -> str:
+    """`text` with no user and no password in the URLs of it."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
+
+
 class Frontend:
     """A client of one frontend; a context manager.
 
     Args:
         url: without a slash at the end. The certificate behind https is checked against the system's authorities, or
-            those in SSL_CERT_FILE; proxies are those of HTTPS_PROXY, HTTP_PROXY and NO_PROXY.
+            those in SSL_CERT_FILE; proxies are those of HTTPS_PROXY, HTTP_PROXY and NO_PROXY; ~/.netrc is not read.
+            A user and a password in it are sent as `Authorization: Basic`, where there is no token.
         token: sent as `Authorization: Bearer`, and in the body of the registration; None: not at all.
         timeout: seconds for each request.
 
@@ -49,17 +58,18 @@ class Frontend:
     """
 
     def __init__(self, url: str, token: str | None, timeout: float = TIMEOUT_SECONDS) -> None:
-        self._url = url
+        self._url = without_userinfo(url)
         self._token = token
+        self._authorization = f"Bearer {token}" if token else _basic(url)
+        self._proxy = _proxy(url)
         self._timeout = timeout
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            headers={"Authorization": self._authorization} if self._authorization else {},
             timeout=aiohttp.ClientTimeout(total=self._timeout),
             # A frontend that was started again has closed what was kept open.
             connector=aiohttp.TCPConnector(force_close=True, ssl=ssl.create_default_context()),
-            trust_env=True,
         )
         return self
 
@@ -96,15 +106,16 @@ class Frontend:
 
     async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:
-            async with self._session.request(method, self._url + path, json=body) as response:
+            async with self._session.request(method, self._url + path, json=body, proxy=self._proxy) as response:
                 text = await response.text(errors="replace")
                 if not response.ok:
                     shown = " ".join(text.split())[:_MOST_CHARACTERS]
                     raise FrontendError(f"{response.status} {response.reason or ''}: {shown}", response.status)
         except TimeoutError as error:
             raise FrontendError(f"no answer within {self._timeout:g} s") from error
-        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
-            raise FrontendError(f"{type(error).__name__}: {error}") from error
+        # ValueError is what aiohttp makes of a header or a proxy that can't be used.
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+            raise FrontendError(without_userinfo(f"{type(error).__name__}: {error}")) from error
         try:
             return json.loads(text)
         except ValueError:
@@ -113,3 +124,21 @@ class Frontend:
 
 def _path(node: str, what: str) -> str:
     return f"/api/node/{quote(node, safe='')}/{what}"
+
+
+def _basic(url: str) -> str | None:
+    parts = urlsplit(url)
+    if parts.username is None:
+        return None
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"
+
+
+def _proxy(url: str) -> str | None:
+    """The environment's for `url`; aiohttp's own look, `trust_env`, would take an Authorization from ~/.netrc too."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    proxy = getproxies().get(parts.scheme)
+    # As with `trust_env`; aiohttp speaks to a proxy itself without TLS.
+    return None if proxy is None or proxy.startswith("https:") else proxy

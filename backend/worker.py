@@ -72,7 +72,7 @@ async def run(settings: WorkerSettings, run_sh: Path = RUN_SH) -> tuple[int, str
 
 async def _run_registered(settings: WorkerSettings, url: str, supervisor: "Supervisor") -> tuple[int, str | None]:
     from backend.membership import Membership
-    from backend.registration import Frontend, FrontendError
+    from backend.registration import Frontend, FrontendError, without_userinfo
 
     def node() -> Mapping[str, Any]:
         facts = node_memory.registration_facts()
@@ -89,15 +89,20 @@ async def _run_registered(settings: WorkerSettings, url: str, supervisor: "Super
         try:
             joining.result()
         except FrontendError as error:
-            return 1, f"registering with {url} failed: {error}"
+            return 1, f"registering with {without_userinfo(url)} failed: {error}"
         staying = asyncio.create_task(membership.stay(settings.heartbeat_interval))
+        staying.add_done_callback(_tell_failure)
         try:
             return await supervisor.supervise(), None
         finally:
             staying.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await staying
+            await asyncio.wait([staying])
             await membership.leave()
+
+
+def _tell_failure(staying: "asyncio.Task[None]") -> None:
+    if not staying.cancelled() and (error := staying.exception()):
+        logger.error("no heartbeats are sent any more", exc_info=error)
 
 
 class Supervisor:

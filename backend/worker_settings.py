@@ -45,7 +45,7 @@ class WorkerSettings:
     """Whether the head alone answers requests."""
     vllm_args: tuple[str, ...] = ()
     """Handed to `vllm serve` as they are."""
-    register_to: str | None = None
+    register_to: str | None = dataclasses.field(default=None, repr=False)
     """URL of the orchestrator's frontend; None registers nowhere."""
     registration_token: str | None = dataclasses.field(default=None, repr=False)
     """What the frontend asks for."""
@@ -109,8 +109,8 @@ def parse_worker_settings(argv: Sequence[str], environ: Mapping[str, str] = os.e
         "model": flags.model,
         "headless": headless,
         "vllm_args": vllm_args,
-        "register_to": _url(flags.register_to),
-        "registration_token": flags.registration_token,
+        "register_to": _url(flags.register_to, flags.registration_token),
+        "registration_token": _token(flags.registration_token),
         "node_name": _name(flags.node_name),
         "node_labels": _labels(flags.node_labels),
         "heartbeat_interval": _seconds("--heartbeat-interval", flags.heartbeat_interval, 0.1, 3600),
@@ -246,7 +246,8 @@ def _name(text: str) -> str:
     return text
 
 
-def _url(text: str | None) -> str | None:
+def _url(text: str | None, token: str | None) -> str | None:
+    """Of what it says nothing is repeated: it may hold a password."""
     if not text:
         return None
     try:
@@ -254,9 +255,27 @@ def _url(text: str | None) -> str | None:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if not usable:
+    if not usable or not _is_word(text):
         raise SettingsError("--register-to: use the frontend's URL, http://HOST:PORT or https://HOST")
+    if token and parts.username is not None:
+        raise SettingsError(
+            "--register-to: has a user and a password, and --registration-token is given too; a request can show one"
+            " of them, so leave out the other"
+        )
     return text.rstrip("/")
+
+
+def _token(text: str | None) -> str | None:
+    if text and not _is_word(text):
+        raise SettingsError(
+            f"--registration-token ({TOKEN}): has a line break, a blank or a control character in it or at its end,"
+            " which can't be sent; a file's last line break is one"
+        )
+    return text
+
+
+def _is_word(text: str) -> bool:
+    return text.isprintable() and not any(map(str.isspace, text))
 
 
 def _switch(flag: str, text: str) -> bool:

@@ -16,6 +16,7 @@ class StandInFrontend:
 
     Attributes:
         calls: what was asked, in order: `register`, `heartbeat`, `drain`, `models`, `deregister`.
+        authorizations: the header of each call.
         registrations, heartbeats: the bodies.
         nodes: names of the nodes by id; empty them, and it has forgotten all.
         in_flight: what `models` answers, one after the other; 0 behind the last.
@@ -30,6 +31,7 @@ class StandInFrontend:
         self._token = token
         self._host, self._port, self._tls = host, port, tls
         self.calls: list[str] = []
+        self.authorizations: list[str | None] = []
         self.registrations: list[dict[str, Any]] = []
         self.heartbeats: list[dict[str, Any]] = []
         self.nodes: dict[str, str] = {}
@@ -95,6 +97,7 @@ class StandInFrontend:
 
     async def _first(self, what: str, request: web.Request) -> web.Response | None:
         self.calls.append(what)
+        self.authorizations.append(request.headers.get("Authorization"))
         if self.delay:
             await asyncio.sleep(self.delay)
         if self._token and request.headers.get("Authorization") != f"Bearer {self._token}":

@@ -1,6 +1,7 @@
 """A node and its frontend, which forgets, fails, dawdles and is started again."""
 
 import asyncio
+import base64
 import contextlib
 import logging
 import ssl
@@ -12,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from backend.membership import ATTEMPTS, Membership
-from backend.registration import Frontend, FrontendError
+from backend.registration import Frontend, FrontendError, without_userinfo
 from tests.certificates import Authority
 from tests.frontend import StandInFrontend
 from tests.process.orchestrator import free_port
@@ -196,3 +197,46 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
         async with Frontend(stand_in.url, None) as frontend:
             assert await frontend.register(NODE) == "id/1"
+
+
+async def test_a_token_beats_what_netrc_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login u password p\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with StandInFrontend() as stand_in:
+        for token in (TOKEN, None):
+            async with Frontend(stand_in.url, token) as frontend:
+                await frontend.register(NODE)
+        assert stand_in.authorizations == [f"Bearer {TOKEN}", None]
+
+
+async def test_a_user_and_a_password_in_the_url() -> None:
+    async with StandInFrontend() as stand_in:
+        url = stand_in.url.replace("//", f"//u:{TOKEN}%40@")
+        async with Frontend(url, None) as frontend:
+            await frontend.register(NODE)
+        assert stand_in.authorizations == [f"Basic {base64.b64encode(f'u:{TOKEN}@'.encode()).decode()}"]
+
+
+async def test_the_environment_s_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    async with StandInFrontend() as stand_in:
+        monkeypatch.setenv("http_proxy", stand_in.url)
+        monkeypatch.setenv("no_proxy", "left.out.invalid")
+        async with Frontend("http://frontend.invalid", None) as frontend:
+            assert await frontend.register(NODE) == "id/1"
+        async with Frontend("http://left.out.invalid", None) as frontend:
+            with pytest.raises(FrontendError, match=r"left\.out\.invalid"):
+                await frontend.register(NODE)
+
+
+async def test_what_aiohttp_cannot_send() -> None:
+    async with StandInFrontend() as stand_in, Frontend(stand_in.url, f"{TOKEN}\n") as frontend:
+        with pytest.raises(FrontendError) as error:
+            await frontend.register(NODE)
+    assert TOKEN not in str(error.value)
+
+
+def test_urls_are_shown_without_their_passwords() -> None:
+    assert without_userinfo("POST https://u:p@host/a@b and http://host") == "POST https://host/a@b and http://host"

@@ -8,10 +8,13 @@ from typing import Any
 
 import psutil
 import pytest
+from aiohttp import web
 
+from backend.membership import Membership
 from backend.rank import Rank
-from backend.worker import Supervisor, _Life, _patience
+from backend.worker import Supervisor, _Life, _patience, _run_registered
 from backend.worker_settings import parse_worker_settings
+from tests.frontend import StandInFrontend
 
 FLAGS = ["--data-parallel-size=2", "--data-parallel-size-local=1", "--start-rank=1", "--master-addr=127.0.0.1"]
 
@@ -81,3 +84,35 @@ def test_how_long_ranks_without_connections_may_take_to_end(age: float, ended: b
         if ended:
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert _patience(life, [psutil.Process(), psutil.Process(process.pid)]) == seconds
+
+
+async def test_heartbeats_that_fail_for_good_do_not_keep_the_node_registered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def stay(*_: object) -> None:
+        raise RuntimeError("no more of them")
+
+    async def supervise(_: Supervisor) -> int:
+        await asyncio.sleep(0.1)
+        return 7
+
+    monkeypatch.setattr(Membership, "stay", stay)
+    monkeypatch.setattr(Supervisor, "supervise", supervise)
+    async with StandInFrontend() as frontend:
+        settings = parse_worker_settings(["a/model", *FLAGS, "--master-port=1", f"--register-to={frontend.url}"])
+        assert settings.register_to is not None
+        assert await _run_registered(settings, settings.register_to, Supervisor(settings)) == (7, None)
+        assert frontend.calls[-1] == "deregister"
+    assert "no heartbeats are sent any more" in caplog.text
+
+
+async def test_a_password_of_the_frontend_s_is_not_shown() -> None:
+    secret = "-".join("password")
+    async with StandInFrontend() as frontend:
+        frontend.fault = lambda _what: web.Response(status=403)
+        url = frontend.url.replace("//", f"//u:{secret}@")
+        settings = parse_worker_settings(["a/model", *FLAGS, "--master-port=1", f"--register-to={url}"])
+        status, cause = await _run_registered(settings, url, Supervisor(settings))
+    assert status == 1
+    assert cause is not None
+    assert cause.startswith(f"registering with {frontend.url} failed: 403")

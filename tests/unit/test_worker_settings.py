@@ -130,6 +130,10 @@ def test_environment_of_the_ranks() -> None:
         ((*DP, "--register-to=frontend:8080"), "--register-to: use the frontend's URL"),
         ((*DP, "--register-to=ftp://frontend"), "--register-to: use the frontend's URL"),
         ((*DP, "--register-to=http://frontend:99999"), "--register-to: use the frontend's URL"),
+        ((*DP, "--register-to=http://frontend\n"), "--register-to: use the frontend's URL"),
+        ((*DP, f"--register-to=http://u:{SECRET}@f", "--registration-token=t"), "--registration-token is given too"),
+        ((*DP, f"--registration-token={SECRET}\n"), "--registration-token (LOCALAI_REGISTRATION_TOKEN): has a line"),
+        ((*DP, f"--registration-token={SECRET}\udcff"), "--registration-token (LOCALAI_REGISTRATION_TOKEN): has a"),
         ((*DP, "--node-labels=zone"), "--node-labels zone: use k=v, with commas between them"),
         ((*DP, f"--node-name={'n' * 256}"), "--node-name of 256 characters: use 1 to 255"),
         ((*DP, "--heartbeat-interval=soon"), "--heartbeat-interval soon: use a duration"),
@@ -140,3 +144,10 @@ def test_what_cannot_be_used(argv: tuple[str, ...], message: str) -> None:
     with pytest.raises(SettingsError) as error:
         parse(*argv)
     assert message in str(error.value)
+    assert SECRET not in str(error.value)
+
+
+def test_a_password_of_the_frontend_s_is_not_shown() -> None:
+    settings = parse(*DP, f"--register-to=https://u:{SECRET}@frontend")
+    assert settings.register_to == f"https://u:{SECRET}@frontend"
+    assert SECRET not in repr(settings)
