@@ -13,10 +13,8 @@ from common.media import Item, fields_of, media_items, place
 from common.messages import openai_messages
 from common.pb import backend_pb2 as pb
 from common.request import RANK, from_pydantic, from_vllm, request_id_of, switch, template_kwargs
-from common.tokens import MOST_CHARACTERS
+from common.tokens import MANY_IDS, MOST_CHARACTERS, checked_ids
 
-# What takes longer than a switch to a thread.
-_MANY = 16 * 1024
 TRUNCATE = "truncate_prompt_tokens"
 
 
@@ -86,7 +84,7 @@ def embedding_request(options: pb.PredictOptions, config: ModelConfig) -> Embedd
 
 def is_heavy(options: pb.PredictOptions) -> bool:
     """Whether understanding takes long enough to hold up others: base64 is looked at, ids are looked through."""
-    return bool(options.Images or options.Videos or options.Audios or len(options.EmbeddingTokens) > _MANY)
+    return bool(options.Images or options.Videos or options.Audios or len(options.EmbeddingTokens) > MANY_IDS)
 
 
 def too_long(error: VLLMValidationError, field: str, limit: int) -> InvalidRequest | None:
@@ -114,20 +112,13 @@ def _token_ids(options: pb.PredictOptions, config: ModelConfig, *, truncated: bo
     field, count, limit = "EmbeddingTokens", len(options.EmbeddingTokens), input_limit(config)
     if limit is not None and count > limit and not truncated:
         raise _longer(field, f"{count} tokens", limit)
-    _check_length(field, count)
-    ids = list(options.EmbeddingTokens)
-    size = config.get_vocab_size()
-    if min(ids) < 0 or max(ids) >= size:
-        index, wrong = next((index, number) for index, number in enumerate(ids) if not 0 <= number < size)
-        raise InvalidRequest(f"{field}[{index}]", f"{wrong} is not a token id; use 0 to {size - 1}")
-    return ids
+    return checked_ids(field, options.EmbeddingTokens, config.get_vocab_size())
 
 
 def _check_length(field: str, count: int) -> None:
-    """Refuse what the tokenizer, or the engine, would be busy with for seconds."""
+    """Refuse what the tokenizer would be busy with for seconds."""
     if count > MOST_CHARACTERS:
-        unit = "ids" if field == "EmbeddingTokens" else "characters"
-        raise InvalidRequest(field, f"has {count} {unit}; use at most {MOST_CHARACTERS}")
+        raise InvalidRequest(field, f"has {count} characters; use at most {MOST_CHARACTERS}")
 
 
 def _truncation(options: pb.PredictOptions, config: ModelConfig) -> int | None:

@@ -1,5 +1,6 @@
 """Text -> token ids and back, by the tokenizer and the template that generation uses."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from common.vllm_errors import translated
 
 # Beyond, the tokenizer takes seconds and gigabytes, and goes on when the caller has left.
 MOST_CHARACTERS = 2_000_000
+# As many ids for the way back, and for ids that are an input by themselves.
+MOST_IDS = 2_000_000
+# What takes longer to look through than a switch to a thread.
+MANY_IDS = 16 * 1024
 
 
 async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> list[int]:
@@ -61,15 +66,33 @@ async def detokenize(llm: AsyncLLM, token_ids: Sequence[int]) -> str:
     """The text of `token_ids`, special tokens included.
 
     Raises:
-        InvalidRequest: an id outside the vocabulary.
+        InvalidRequest: more than `MOST_IDS`, or an id outside the vocabulary.
 
     """
-    size = llm.model_config.get_vocab_size()
-    for index, token_id in enumerate(token_ids):
-        if not 0 <= token_id < size:
-            raise InvalidRequest(f"tokens[{index}]", f"{token_id} is not a token id; use 0 to {size - 1}")
-    # Runs in the renderer's pool; vLLM gives it no public name.
-    return str(await llm.renderer._async_tokenizer_decode(list(token_ids)))
+    field, size = "tokens", llm.model_config.get_vocab_size()
+    with translated(field):
+        if len(token_ids) > MANY_IDS:
+            ids = await asyncio.to_thread(checked_ids, field, token_ids, size)
+        else:
+            ids = checked_ids(field, token_ids, size)
+        # Runs in the renderer's pool; vLLM gives it no public name.
+        return str(await llm.renderer._async_tokenizer_decode(ids))
+
+
+def checked_ids(field: str, token_ids: Sequence[int], vocabulary: int) -> list[int]:
+    """The ids that came in `field`.
+
+    Raises:
+        InvalidRequest: more than `MOST_IDS`, or an id outside a vocabulary of that size.
+
+    """
+    if len(token_ids) > MOST_IDS:
+        raise InvalidRequest(field, f"has {len(token_ids)} ids; use at most {MOST_IDS}")
+    ids = list(token_ids)
+    if ids and (min(ids) < 0 or max(ids) >= vocabulary):
+        index, wrong = next((index, number) for index, number in enumerate(ids) if not 0 <= number < vocabulary)
+        raise InvalidRequest(f"{field}[{index}]", f"{wrong} is not a token id; use 0 to {vocabulary - 1}")
+    return ids
 
 
 def _characters(messages: Sequence[Any]) -> int:
