@@ -1,9 +1,11 @@
 """Text -> token ids and back, by the tokenizer and the template that generation uses."""
 
 import asyncio
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from vllm.inputs import TextPrompt
 from vllm.renderers.params import TokenizeParams
 from vllm.utils.mistral import is_mistral_tokenizer
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -28,19 +30,21 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> list[int]:
     Texts longer than the context are fine: the orchestrator counts them in order to cut them.
 
     Raises:
-        InvalidRequest: more than `MOST_CHARACTERS`, or a chat that the template refuses.
+        InvalidRequest: more than `MOST_CHARACTERS`, before or after rendering, or a chat that the template refuses.
 
     """
-    length = len(request.openai.prompt) if not request.is_chat else _characters(request.openai.messages)
-    if length > MOST_CHARACTERS:
-        raise InvalidRequest(request.prompt_field, f"has {length} characters; use at most {MOST_CHARACTERS}")
+    if request.is_chat:
+        # In a thread: there may be a million values.
+        await asyncio.to_thread(_check_chat, request.openai)
+    else:
+        _check_text(request.prompt_field, request.openai.prompt)
     renderer = llm.renderer
     with translated(request.prompt_field), named(request.media):
         if request.is_chat:
             prompt = await rendered_chat(renderer, request.openai)
         else:
             lower_case = (llm.model_config.encoder_config or {}).get("do_lower_case", False)
-            limits = TokenizeParams(max_total_tokens=None, add_special_tokens=True, do_lower_case=lower_case)
+            limits = _Limits(max_total_tokens=None, add_special_tokens=True, do_lower_case=lower_case, field="Prompt")
             text: Any = {"prompt": request.openai.prompt}
             if request.media:
                 text = await raw_prompt(request.openai.prompt, request.media, renderer)
@@ -49,7 +53,12 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> list[int]:
 
 
 async def rendered_chat(renderer: Any, chat: Any) -> Any:
-    """The prompt of a `ChatCompletionRequest` of any length, as vLLM's inputs are: a dict with `prompt_token_ids`."""
+    """The prompt of a `ChatCompletionRequest`, also beyond the context, as vLLM's inputs are: with `prompt_token_ids`.
+
+    Raises:
+        InvalidRequest: the template makes more than `MOST_CHARACTERS` of it.
+
+    """
     if is_mistral_tokenizer(renderer.tokenizer):
         prepare(chat)
     defaults = {
@@ -57,7 +66,7 @@ async def rendered_chat(renderer: Any, chat: Any) -> Any:
         "tokenize": is_mistral_tokenizer(renderer.tokenizer),
     }
     params = chat.build_chat_params(None, "auto").with_defaults(defaults)
-    limits = TokenizeParams(max_total_tokens=None, add_special_tokens=False)
+    limits = _Limits(max_total_tokens=None, add_special_tokens=False, field="Messages")
     _, (prompt,) = await renderer.render_chat_async([chat.messages], params, limits, skip_mm_cache=True)
     return prompt
 
@@ -95,5 +104,47 @@ def checked_ids(field: str, token_ids: Sequence[int], vocabulary: int) -> list[i
     return ids
 
 
-def _characters(messages: Sequence[Any]) -> int:
-    return sum(len(content) for message in messages if isinstance(content := message.get("content"), str))
+@dataclasses.dataclass(frozen=True)
+class _Limits(TokenizeParams):  # type: ignore[misc]  # vLLM is untyped
+    """vLLM's, with our limit of a text, since it has none for one that may be longer than the context."""
+
+    field: str = ""
+    """The wire's name of what the text was made of."""
+
+    def apply_pre_tokenization(self, tokenizer: Any, prompt: TextPrompt) -> TextPrompt:
+        _check_text(self.field, prompt["prompt"], " when it is rendered")
+        return super().apply_pre_tokenization(tokenizer, prompt)
+
+
+def _check_text(field: str, text: str, where: str = "") -> None:
+    if len(text) > MOST_CHARACTERS:
+        raise InvalidRequest(field, f"has {len(text)} characters{where}; use at most {MOST_CHARACTERS}")
+
+
+def _check_chat(chat: Any) -> None:
+    """Refuse a chat that it would take long to render, or to tokenize where a renderer does both at once."""
+    for field, value in (
+        ("Messages", [_without_media(message) for message in chat.messages]),
+        ('Metadata["chat_template_kwargs"]', chat.chat_template_kwargs),
+    ):
+        if _too_large(value):
+            raise InvalidRequest(field, f"has more characters than {MOST_CHARACTERS}; use at most so many")
+
+
+def _without_media(message: Any) -> Any:
+    content = message.get("content")
+    return message if isinstance(content, str) else {**message, "content": [part.get("text") for part in content or ()]}
+
+
+def _too_large(value: Any) -> bool:
+    """Whether the strings in it, its keys among them, have too many characters; any other value counts as one."""
+    size, rest = 0, [value]
+    while rest and size <= MOST_CHARACTERS:
+        each = rest.pop()
+        if isinstance(each, dict):
+            rest += each.keys()
+            rest += each.values()
+        elif isinstance(each, list):
+            rest += each
+        size += len(each) if isinstance(each, str) else 1
+    return size > MOST_CHARACTERS

@@ -8,6 +8,7 @@ import pytest
 from common.errors import EngineGone, InvalidRequest, Unsupported
 from common.model import Model
 from common.pb import backend_pb2 as pb
+from common.tokens import MOST_CHARACTERS
 from tests.engine.conftest import Engines
 from tests.engine.wire import options, predict
 from tests.models.script import line
@@ -37,6 +38,15 @@ async def test_tokenize_sees_what_generation_sees(model: Model) -> None:
 
 async def test_tokenize_longer_than_the_context(model: Model) -> None:
     assert (await model.tokenize(pb.PredictOptions(Prompt="word " * 5000))).length > 5000
+
+
+async def test_what_a_template_makes_long_is_not_tokenized(model: Model) -> None:
+    # Each renders to twice as many characters as it is counted for.
+    many = [pb.Message(role="user") for _ in range(MOST_CHARACTERS // 20)]
+    with pytest.raises(
+        InvalidRequest, match=r"^Messages: has \d{7} characters when it is rendered; use at most 2000000$"
+    ):
+        await model.tokenize(pb.PredictOptions(UseTokenizerTemplate=True, Messages=many))
 
 
 @pytest.mark.parametrize("token", [-1, 2**31 - 1])

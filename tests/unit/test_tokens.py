@@ -1,5 +1,6 @@
 """What TokenizeString and Detokenize refuse before the tokenizer is busy with it."""
 
+import json
 import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 
 from common.errors import InvalidRequest
-from common.tokens import MANY_IDS, MOST_IDS, detokenize
+from common.pb import backend_pb2 as pb
+from common.request import generation_request
+from common.tokens import MANY_IDS, MOST_CHARACTERS, MOST_IDS, _check_chat, detokenize, tokenize
 
 VOCABULARY = 10
 
@@ -70,3 +73,51 @@ async def test_what_the_tokenizer_refuses_is_the_caller_s(llm: Any) -> None:
 
 async def test_nothing_to_decode(llm: Any) -> None:
     assert await detokenize(llm, []) == ""
+
+
+LONG = "a" * (MOST_CHARACTERS + 1)
+USER = pb.Message(role="user", content="Hi")
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"text": LONG})}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"Prompt": LONG}, "Prompt: has 2000001 characters; use at most 2000000"),
+        ({"Messages": [pb.Message(role="user", content=LONG)]}, "Messages: has more characters than 2000000"),
+        (
+            {"Messages": [pb.Message(role="user", content=LONG)], "Images": ["http://localhost/a.png"]},
+            "Messages: has more characters than 2000000",
+        ),
+        (
+            {"Messages": [USER, pb.Message(role="assistant", tool_calls=json.dumps([CALL]))]},
+            "Messages: has more characters than 2000000",
+        ),
+        (
+            {"Messages": [USER, pb.Message(role="assistant", content="Hi", reasoning_content=LONG)]},
+            "Messages: has more characters than 2000000",
+        ),
+        ({"Messages": [USER] * (MOST_CHARACTERS // 10)}, "Messages: has more characters than 2000000"),
+        (
+            {"Messages": [USER], "Metadata": {"chat_template_kwargs": json.dumps({"text": [{"more": LONG}]})}},
+            r'Metadata\["chat_template_kwargs"\]: has more characters than 2000000',
+        ),
+        (
+            {"Messages": [USER], "Metadata": {"chat_template_kwargs": json.dumps({"list": [0] * MOST_CHARACTERS})}},
+            r'Metadata\["chat_template_kwargs"\]: has more characters than 2000000',
+        ),
+    ],
+    ids=["prompt", "content", "parts", "call", "thought", "messages", "variable", "values"],
+)
+async def test_a_text_that_is_not_rendered(llm: Any, fields: dict[str, Any], reason: str) -> None:
+    """Whose renderer would say that it can't."""
+    options = pb.PredictOptions(UseTokenizerTemplate="Messages" in fields, **fields)
+    request = generation_request(options, stream=False, has_tool_parser=True)
+    with pytest.raises(InvalidRequest, match=f"^{reason}"):
+        await tokenize(llm, request)
+
+
+def test_media_are_no_text() -> None:
+    image = "data:image/png;base64," + "iVBORw0KGgo" + "A" * (MOST_CHARACTERS + 1)
+    options = pb.PredictOptions(UseTokenizerTemplate=True, Messages=[USER], Images=[image])
+    _check_chat(generation_request(options, stream=False, has_tool_parser=True).openai)
