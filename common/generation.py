@@ -18,7 +18,7 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 
 from common import request_context
 from common.clock import Clock, ObservedClock
-from common.detokenization import TokenByToken, reads_one_token
+from common.detokenization import TokenByToken, may_hold_back, reads_one_token
 from common.generator import Generator
 from common.grammar import check_tools
 from common.logprobs import logprob_texts
@@ -164,7 +164,7 @@ class Run:
             params = request.openai.to_sampling_params(max_tokens, generator.default_sampling)
             if request.has_tools and params.structured_outputs is not None:
                 await asyncio.to_thread(check_tools, params.structured_outputs)
-            if parser is not None and reads_one_token(parser):
+            if parser is not None and (reads_one_token(parser) or may_hold_back(params)):
                 self._token_by_token = TokenByToken(generator.llm.get_tokenizer(), params, prompt_ids)
             reasoning: dict[str, Any] = {}
             if parser is not None and parser.reasoning_parser is not None:

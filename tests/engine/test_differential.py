@@ -160,11 +160,10 @@ _CALLED = ("tool_calls", "stop", "length")
 # Where vLLM's stream and its whole answer say different things: of a call that the limit cut the one has a part and the
 # other the text; and a stream keeps line breaks between a thought and a call.
 DISAGREE = {"tool-truncated", "nested-truncated"}
-DISAGREE_ON_THOUGHTS = DISAGREE | {
-    "script-reasoning_then_tool",
-    "choice-auto-reasoning_then_tool",
-    "stop-with-tools",
-}
+DISAGREE_ON_THOUGHTS = DISAGREE | {"script-reasoning_then_tool", "choice-auto-reasoning_then_tool"}
+# Where vLLM's stream is wrong: a token comes before its text, which is held back for stop strings, and it says
+# `<tool_call>` where "<tool" was to end the answer. Ours says what the whole answer does.
+REPEATS_WHAT_WAS_CUT = "stop-with-tools"
 
 
 def test_enough_requests() -> None:
@@ -178,17 +177,22 @@ async def test_as_vllm_answers(model: Model, name: str) -> None:
 
 @pytest.mark.parametrize("name", REQUESTS)
 async def test_as_vllm_answers_with_reasoning_apart(thinking_model: Model, name: str) -> None:
-    assert await compare(thinking_model, REQUESTS[name]) is (name not in DISAGREE_ON_THOUGHTS)
+    if name == REPEATS_WHAT_WAS_CUT:
+        server = OpenAIServer(thinking_model)
+        assert "<tool_call>" in (await server.stream(deepcopy(REQUESTS[name]))).content  # still
+        assert await compare(thinking_model, REQUESTS[name], stream_is_wrong=True)
+    else:
+        assert await compare(thinking_model, REQUESTS[name]) is (name not in DISAGREE_ON_THOUGHTS)
 
 
-async def compare(model: Model, request: Request) -> bool:
+async def compare(model: Model, request: Request, *, stream_is_wrong: bool = False) -> bool:
     """Hold our answers against vLLM's; whether the stream says what the whole answer does."""
     server = OpenAIServer(model)
     limit = request["max_completion_tokens"]
     # vLLM writes into the messages it is given.
     expected = await server.whole(deepcopy(request))
     whole = outcome_of([await model.predict(to_wire(request))], limit)
-    expected_stream = await server.stream(deepcopy(request))
+    expected_stream = expected if stream_is_wrong else await server.stream(deepcopy(request))
     streamed = outcome_of([chunk async for chunk in model.predict_stream(to_wire(request))], limit)
     _check(whole, expected)
     _check(streamed, expected_stream)

@@ -185,14 +185,14 @@ class Bench:
         self.reciter.recite(prompt, case)
         return len(self.reciter.answer)
 
-    def _request(self, *, stream: bool) -> ChatCompletionRequest:
+    def _request(self, *, stream: bool, stop: Sequence[str] = ()) -> ChatCompletionRequest:
         tools = {"tools": TOOLS, "tool_choice": "auto"} if self.tool else {}
         messages = [{"role": "user", "content": "hello"}]
         kwargs = {"chat_template_kwargs": self._kwargs} if self._kwargs else {}
-        return ChatCompletionRequest(model=NAME, messages=messages, stream=stream, **tools, **kwargs)
+        return ChatCompletionRequest(model=NAME, messages=messages, stream=stream, stop=list(stop), **tools, **kwargs)
 
-    def _run(self, *, stream: bool) -> Run:
-        return Run(self.generator, GenerationRequest(self._request(stream=stream), "r", None, None))
+    def _run(self, *, stream: bool, stop: Sequence[str] = ()) -> Run:
+        return Run(self.generator, GenerationRequest(self._request(stream=stream, stop=stop), "r", None, None))
 
     async def ours_whole(self) -> Outcome:
         try:
@@ -203,12 +203,13 @@ class Bench:
         calls = tuple((call.name, _paired(call.arguments)) for call in completion.tool_calls)
         return Outcome(completion.content, completion.reasoning, calls)
 
-    async def ours_streamed(self, splits: Sequence[int]) -> Outcome:
+    async def ours_streamed(self, splits: Sequence[int], stop: Sequence[str] = ()) -> Outcome:
+        """With stop strings that are not in the answer, the engine holds text back until it knows."""
         self.reciter.splits = splits
         content, reasoning, error = "", "", False
         fragments: list[ToolCall] = []
         try:
-            async for delta in self._run(stream=True).deltas():
+            async for delta in self._run(stream=True, stop=stop).deltas():
                 content += delta.content
                 reasoning += delta.reasoning
                 fragments += delta.tool_calls

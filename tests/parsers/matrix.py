@@ -19,6 +19,7 @@ TOOL_CASES = ("plain", "one", "two", "after text", "nested", "escapes", "cut", "
 REASONING_CASES = ("plain", "no markers", "thought", "cut", "thought, call", "thought, text, calls")
 MODES = ("whole", "once", "tokens", "splits")
 RANDOM_SPLITS = 4
+NEVER_SAID = ("<|never said|>",)
 MOVED = "a stream and the whole answer don't agree on whether the text is reasoning"
 WHITE_SPACE = "white space around the text differs from the whole answer's"
 
@@ -118,6 +119,12 @@ async def _try(cell: Cell, bench: Bench, case: Case) -> Result:
             fault = WHITE_SPACE
         if fault and found.get(mode, WHITE_SPACE) == WHITE_SPACE:
             found[mode] = fault
+    tokens = (1,) * length
+    alone = await bench.ours_streamed(tokens)
+    for splits in (tokens, (), *(splits for mode, splits in _splits(cell, length) if mode == "splits")):
+        held_back = await bench.ours_streamed(splits, NEVER_SAID)
+        if held_back != alone:
+            differences.append(f"with stop strings, {splits}: {held_back} is not {alone}")
     return Result(case, found, differences)
 
 

@@ -108,7 +108,9 @@ code and through vLLM's OpenAI server, and both must say the same.
 Each answer is fed in four ways: **W**hole, as for a request without streaming; as a stream in **O**ne piece; as a
 stream **T**oken by token; as {splits} streams randomly **S**plit into pieces of 1 to 12 tokens, as they come when a
 client is slow or a model guesses ahead. Parsers of vLLM's older kind do one thing per piece and lose the rest of a
-longer one, so this server takes pieces apart for them: it answers in all ways what vLLM's answers token by token.
+longer one, so this server takes pieces apart for them: it answers in all ways what vLLM's answers token by token. Where
+a request has stop strings vLLM gives out tokens before their text, which it holds back as long as it may be one; here a
+token waits for its text, so a stream with stop strings says what it says without, up to the one that ends it.
 
 | | |
 |---|---|

@@ -51,20 +51,38 @@ def taken_apart(made: list[RequestOutput], params: SamplingParams) -> list[Piece
     return [piece for output in made for piece in pieces.pieces(output)]
 
 
+SPLITS = st.lists(st.integers(1, 9), min_size=1, max_size=8)
+
+
 @pytest.mark.parametrize("stop_token", [True, False])
-@pytest.mark.parametrize("stop", [None, ["never said"], ["city", "done"], ["done"]])
+@pytest.mark.parametrize("stop", [None, ["never said"], ["\0"]])
 @pytest.mark.parametrize("skip_special_tokens", [True, False])
-@given(splits=st.lists(st.integers(1, 9), min_size=1, max_size=8))
+@given(splits=SPLITS)
 def test_pieces_are_those_of_single_tokens(
     stop_token: bool, stop: list[str] | None, skip_special_tokens: bool, splits: list[int]
 ) -> None:
-    params = SamplingParams(stop=stop, skip_special_tokens=skip_special_tokens)
-    single = taken_apart(outputs([1], params, stop_token=stop_token), params)
-    assert all(len(token_ids) == 1 for _, token_ids, _ in single)
+    """Each with its text, however much of it is held back for stop strings."""
+    params = SamplingParams(skip_special_tokens=skip_special_tokens)
+    made = outputs([1], params, stop_token=stop_token)
+    single = [(it.outputs[0].text, list(it.outputs[0].token_ids), it.finished) for it in made]
     assert [finished for _, _, finished in single] == [False] * (len(single) - 1) + [True]
-    merged = outputs(splits, params, stop_token=stop_token)
-    assert taken_apart(merged, params) == single
-    assert "".join(text for text, _, _ in single) == "".join(output.outputs[0].text for output in merged)
+    params.stop = stop
+    assert taken_apart(outputs(splits, params, stop_token=stop_token), params) == single
+
+
+@pytest.mark.parametrize("stop", ["T", "done", "ity", "<tool", "l_call>", '"}}\n<', "🎉"])
+@given(splits=SPLITS)
+def test_a_token_whose_text_is_cut_is_left_out(stop: str, splits: list[int]) -> None:
+    params = SamplingParams(skip_special_tokens=False)
+    whole = taken_apart(outputs([1], params, stop_token=False), params)
+    params.stop = [stop]
+    pieces = taken_apart(outputs(splits, params, stop_token=False), params)
+    assert "".join(text for text, _, _ in pieces) == TEXT.partition(stop)[0]
+    assert [finished for _, _, finished in pieces] == [False] * (len(pieces) - 1) + [True]
+    *before, (rest, token_ids, _) = pieces
+    assert before == whole[: len(before)]
+    text, own, _ = whole[len(before)]
+    assert (rest, token_ids) == (text, own) or (token_ids == [] and text.startswith(rest) and text != rest)
 
 
 def test_an_output_without_tokens_passes() -> None:
