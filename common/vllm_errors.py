@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+from vllm import envs
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.exceptions import MaxQueuedTokensError, QueueOverflowError
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -25,6 +26,13 @@ def translated(prompt_field: str) -> Iterator[None]:
         yield
     except BackendError:
         raise
+    except TimeoutError as error:
+        # The renderer's; what held it may be this request or those before.
+        limit = envs.VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT
+        raise Overloaded(
+            f"{prompt_field}: the chat template had not been rendered after {limit:g} s"
+            " (VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT); try again later"
+        ) from error
     except RecursionError as error:
         raise InvalidRequest(prompt_field, "has something that is nested too deep") from error
     except EngineDeadError as error:

@@ -19,6 +19,10 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from common.errors import EngineGone, InvalidRequest, Overloaded, Unsupported
 from common.vllm_errors import ENGINE_DIED, translated
 
+RENDERER_BUSY = (
+    "Messages: the chat template had not been rendered after 30 s (VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT); try again later"
+)
+
 
 def caused(error: Exception, cause: BaseException | None) -> Exception:
     error.__cause__ = cause
@@ -38,6 +42,7 @@ def caused(error: Exception, cause: BaseException | None) -> Exception:
         (ValueError("bad"), InvalidRequest, "Messages: bad"),
         (TypeError("bad"), InvalidRequest, "Messages: bad"),
         (RecursionError("depth"), InvalidRequest, "Messages: has something that is nested too deep"),
+        (TimeoutError("vLLM's"), Overloaded, RENDERER_BUSY),
         (OverflowError("bad"), InvalidRequest, "Messages: bad"),
         (NotImplementedError("not yet"), Unsupported, "not yet"),
         (RetryableRequestError("busy"), Overloaded, "busy"),
