@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 
 from backend.settings import SettingsError
+from common.private_folders import MOST_SOCKET_PATH_BYTES
 
-MOST_PATH_BYTES = 107  # unix(7)
 # Everyone else's permissions are taken off a socket as it is made: a chmod would come a moment too late.
 _PRIVATE = 0o177
 # An address that this machine lacks, such as ::1 where IPv6 is switched off and /etc/hosts has it for localhost.
@@ -109,8 +109,8 @@ def _check_host(addr: str) -> None:
 
 def _check_socket_path(path: str) -> None:
     """gRPC removes a socket file that is in its way, also one that another server listens on."""
-    if len(os.fsencode(path)) > MOST_PATH_BYTES:
-        raise OSError(errno.ENAMETOOLONG, f"a socket's path has at most {MOST_PATH_BYTES} bytes")
+    if len(os.fsencode(path)) > MOST_SOCKET_PATH_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"a socket's path has at most {MOST_SOCKET_PATH_BYTES} bytes")
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, f"no folder {folder}")

@@ -57,12 +57,11 @@ async def start(plan: LoadPlan, clock: StageClock, frontends: Frontends = ALONE)
     try:
         return await _start(plan, clock, frontends, sockets)
     except BaseException:
-        if sockets is not None:
-            private_folders.remove(sockets)
+        private_folders.remove(sockets)
         raise
 
 
-async def _start(plan: LoadPlan, clock: StageClock, frontends: Frontends, sockets: str | None) -> Engine:
+async def _start(plan: LoadPlan, clock: StageClock, frontends: Frontends, sockets: str) -> Engine:
     adopt_orphans()
     orphan_watch.announce()
     loop = asyncio.get_running_loop()
@@ -127,13 +126,12 @@ async def _start(plan: LoadPlan, clock: StageClock, frontends: Frontends, socket
 
 
 def _launched(
-    plan: LoadPlan, config: VllmConfig, throughput: Throughput | None, frontends: Frontends, sockets: str | None
+    plan: LoadPlan, config: VllmConfig, throughput: Throughput | None, frontends: Frontends, sockets: str
 ) -> tuple[Client, Shared | None]:
     """An engine that runs, with its client in this process; and what the others need to know. Blocks."""
     if frontends.count == 1:
         return new_client(plan, config, throughput), None
-    folder = frontends.folder if sockets is None else sockets
-    shared = Shared.launch(config, frontends.count, folder, log_stats=throughput is not None)
+    shared = Shared.launch(config, frontends.count, sockets, log_stats=throughput is not None)
     try:
         with shared.greeted():
             client = new_client(plan, config, throughput, shared.places[0])

@@ -28,10 +28,6 @@ class Frontends(Protocol):
     def count(self) -> int:
         """Processes that serve, this one included; 1: there are no others, and nothing below does anything."""
 
-    @property
-    def folder(self) -> str:
-        """Where sockets between these processes and the engine may lie; nobody else can enter it."""
-
     async def attach(self, seats: Sequence[bytes]) -> None:
         """Make each a client of a running engine; they pass requests on to this process until `open`.
 
@@ -65,7 +61,6 @@ class Alone:
     """No others."""
 
     count = 1
-    folder = ""
 
     async def attach(self, seats: Sequence[bytes]) -> None:
         """See `Frontends`, as all here."""

@@ -30,7 +30,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def test_vllm_makes_them_there(temporary: Path) -> None:
     folder = make_folder()
-    assert folder is not None
     assert Path(folder).parent == temporary
     assert Path(folder).stat().st_mode & 0o777 == 0o700
     with made_in(folder):
@@ -46,7 +45,6 @@ def test_below_the_folder_that_the_user_names(temporary: Path, tmp_path: Path, m
     named.mkdir()
     monkeypatch.setenv(VARIABLE, str(named))
     folder = make_folder()
-    assert folder is not None
     assert Path(folder).parent == named
     with made_in(folder):
         assert os.environ[VARIABLE] == folder
@@ -60,19 +58,27 @@ def test_below_the_folder_that_the_user_names(temporary: Path, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(("length", "fits"), [(57, True), (58, False)])
+@pytest.mark.parametrize("is_named", [True, False])
 def test_a_path_that_leaves_no_room_for_it(
-    temporary: Path, monkeypatch: pytest.MonkeyPatch, length: int, fits: bool
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, length: int, fits: bool, is_named: bool
 ) -> None:
     """107 bytes, less those of `/zmq-` and eight letters, and of a slash and a UUID."""
     deep = temporary / ("d" * (length - len(str(temporary)) - 1))
     deep.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    folder = make_folder()
-    assert (folder is not None) == fits
-    if folder is not None:
+    if is_named:
+        monkeypatch.setenv(VARIABLE, str(deep))
+    else:
+        monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    if is_named and not fits:
+        with pytest.raises(LoadFailed, match=f"in {VARIABLE}, {deep}: its path is too long .*; it may have 57 bytes"):
+            make_folder()
+    else:
+        folder = make_folder()
+        assert Path(folder).parent == (deep if fits else Path("/tmp"))
         with made_in(folder):
-            assert len(get_open_zmq_ipc_path().removeprefix("ipc://")) == 107
+            assert (len(get_open_zmq_ipc_path().removeprefix("ipc://")) == 107) is fits
         private_folders.remove(folder)
+        assert not Path(folder).exists()
     assert list(deep.iterdir()) == []
 
 

@@ -52,9 +52,9 @@ def test_the_counters_of_all_clients_go_with_a_load_that_fails(
     monkeypatch.setattr(engine_start, "Shared", SimpleNamespace(launch=lambda *_, **__: launched))
     monkeypatch.setattr(engine_start, "new_client", build)
     plan: Any = None
-    frontends: Any = SimpleNamespace(count=2, folder="")
+    frontends: Any = SimpleNamespace(count=2)
     if comes_up:
-        client, shared = engine_start._launched(plan, plan, None, frontends, None)
+        client, shared = engine_start._launched(plan, plan, None, frontends, "")
         assert shared is launched
         assert client.llm.adopted
         assert counters.exists()
@@ -62,5 +62,5 @@ def test_the_counters_of_all_clients_go_with_a_load_that_fails(
         client.admitted.close()
     else:
         with pytest.raises(RuntimeError):
-            engine_start._launched(plan, plan, None, frontends, None)
+            engine_start._launched(plan, plan, None, frontends, "")
     assert not counters.exists()
