@@ -12,7 +12,7 @@ from typing import Self
 import psutil
 
 from common import engine_sockets
-from common.processes import engine_processes, kill
+from common.processes import engine_processes, kill, outlive_trackers
 
 
 class Rank:
@@ -57,12 +57,13 @@ class Rank:
 
     async def end(self) -> None:
         """Kill every process of it, at once: one that is asked first could still talk to the next head."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        # Not their group: Python's resource tracker is in it, which removes their shared memory once they are gone.
+        self.signal(signal.SIGKILL)
         # What a process started while the others were killed is there at the next look.
         while left := [process for process in engine_processes() if process.pid != self.pid]:
             await kill(left)
         await self._process.wait()
+        await outlive_trackers()
         await asyncio.to_thread(_reap)
         self._folder.cleanup()
 

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import sys
+from multiprocessing import resource_tracker
 
 import psutil
 
@@ -17,6 +18,10 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _M_TRIM_THRESHOLD = -1  # malloc.h
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
+# How multiprocessing starts its tracker, behind `-c`.
+_TRACKER = "from multiprocessing.resource_tracker import main"
+# It begins to remove what was registered as soon as the last of its processes is gone.
+_TRACKER_SECONDS = 5.0
 
 
 # Children that are no engine's, by the name that they go by.
@@ -30,6 +35,11 @@ def set_apart(name: str, pid: int) -> None:
 
 def engine_processes() -> list[psutil.Process]:
     """The processes that vLLM has started under ours; Python's resource tracker is not among them."""
+    return [child for child in _descendants() if _is_resource_tracker(child) is False]
+
+
+def _descendants() -> list[psutil.Process]:
+    """All that run under ours but those set apart."""
     try:
         children = psutil.Process().children(recursive=True)
     except psutil.Error:
@@ -41,7 +51,7 @@ def engine_processes() -> list[psutil.Process]:
                 if child.ppid() in others:
                     others.add(child.pid)
         children = [child for child in children if child.pid not in others]
-    return [child for child in children if not _is_resource_tracker(child)]
+    return children
 
 
 def memory_by_process() -> dict[str, int]:
@@ -139,6 +149,19 @@ async def kill(processes: list[psutil.Process]) -> None:
         await asyncio.to_thread(_reap, alive)
 
 
+async def outlive_trackers() -> None:
+    """Wait until the resource trackers of processes that are gone have removed what those left, and are gone too.
+
+    Shared memory and semaphores stay for good where a tracker is killed first. One that doesn't end is killed.
+    """
+    ours = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]  # typeshed does not know
+    trackers = [child for child in _descendants() if child.pid != ours and _is_resource_tracker(child)]
+    _, left = await asyncio.to_thread(psutil.wait_procs, trackers, timeout=_TRACKER_SECONDS)
+    if left:
+        logger.warning("processes: the resource tracker did not end: killed; shared memory may be left in /dev/shm")
+        await kill(left)
+
+
 def _reap(killed: list[psutil.Process]) -> None:
     ids = {process.pid for process in killed}
     for child in multiprocessing.active_children():
@@ -148,8 +171,9 @@ def _reap(killed: list[psutil.Process]) -> None:
     psutil.wait_procs(killed, timeout=5)
 
 
-def _is_resource_tracker(process: psutil.Process) -> bool:
+def _is_resource_tracker(process: psutil.Process) -> bool | None:
+    """None for a process that is gone."""
     try:
-        return any("resource_tracker" in word for word in process.cmdline())
+        return any(word.startswith(_TRACKER) for word in process.cmdline())
     except psutil.Error:
-        return True  # gone
+        return None

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import psutil
@@ -28,7 +28,7 @@ import os, signal, socket, subprocess, sys, time
 behaviour = os.environ["BEHAVIOUR"]
 if behaviour.startswith("fails"):
     sys.exit(int(behaviour[5:]))
-if behaviour == "deaf":
+if behaviour.startswith("deaf"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
@@ -43,6 +43,16 @@ def dawdle(status):
 if behaviour == "dawdles":
     signal.signal(signal.SIGTERM, lambda *_: dawdle(7))
 child = subprocess.Popen(["sh", "-c", "trap '' TERM INT; while :; do sleep 1; done"], start_new_session=True)
+if "shares" in behaviour:
+    import multiprocessing
+    from multiprocessing import shared_memory
+    memory = shared_memory.SharedMemory(create=True, size=4096)
+    semaphore = multiprocessing.get_context("spawn").Semaphore()
+    with open(f"{{__file__}}.{{os.getpid()}}", "w") as names:
+        print(memory.name, f"sem.{{semaphore._semlock.name[1:]}}", file=names)
+if "stuck" in behaviour:
+    tracker = "from multiprocessing.resource_tracker import main; import time; time.sleep(60)"
+    subprocess.Popen([sys.executable, "-c", tracker])
 print("rank", os.getpid(), child.pid, *sys.argv[1:], flush=True)
 print(*(f"{{name}}={{value}}" for name, value in os.environ.items()), flush=True)
 port = int(sys.argv[sys.argv.index("--data-parallel-rpc-port") + 1])
@@ -207,6 +217,46 @@ async def test_a_head_that_goes_and_the_next_one(tmp_path: Path) -> None:
         await asyncio.sleep(0.6)
         running.process.send_signal(signal.SIGTERM)
         await running.ends()
+
+
+async def test_what_killed_ranks_shared_goes_with_them(tmp_path: Path) -> None:
+    """It is Python's resource tracker that removes it, once all others are gone."""
+    async with worker(tmp_path, "deaf, shares") as running, contextlib.AsyncExitStack() as stack:
+        first, _, _ = await running.rank()
+        shared = stack.enter_context(shared_by(tmp_path, first))
+        with head(running.port) as server, await accept(server):
+            await asyncio.sleep(1)
+        second, _, _ = await running.rank()
+        assert not any(path.exists() for path in shared)
+        shared = stack.enter_context(shared_by(tmp_path, second))
+        running.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.6)
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.ends() == 128 + 9
+        assert not any(path.exists() for path in shared)
+        assert "the resource tracker" not in running.errors
+
+
+async def test_a_resource_tracker_that_does_not_end_is_killed(tmp_path: Path) -> None:
+    async with worker(tmp_path, "shares, stuck") as running:
+        pid, _, _ = await running.rank()
+        with shared_by(tmp_path, pid) as shared:
+            running.process.send_signal(signal.SIGTERM)
+            assert await running.ends() == 7
+            assert not any(path.exists() for path in shared)
+        assert running.errors.count("the resource tracker did not end: killed") == 1
+
+
+@contextlib.contextmanager
+def shared_by(folder: Path, pid: int) -> Iterator[list[Path]]:
+    """Shared memory and a semaphore of a rank, which are not left by this test."""
+    shared = [Path("/dev/shm", name) for name in (folder / f"run.sh.{pid}").read_text().split()]
+    assert all(path.exists() for path in shared)
+    try:
+        yield shared
+    finally:
+        for path in shared:
+            path.unlink(missing_ok=True)
 
 
 async def test_a_head_that_is_another_one_at_the_next_look(tmp_path: Path) -> None:

@@ -42,14 +42,21 @@ def test_all_generations_are_in_sight(family: list[int]) -> None:
     assert set(family) <= {process.pid for process in engine_processes()}
 
 
-def test_the_resource_tracker_is_not_among_them() -> None:
-    code = "import time; print('here', flush=True); time.sleep(60)  # resource_tracker"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as tracker:
-        assert tracker.stdout is not None
-        tracker.stdout.readline()  # a process that has only just begun has no command line yet
+@pytest.mark.parametrize(
+    ("word", "is_tracker"),
+    [
+        ("from multiprocessing.resource_tracker import main;main(3)", True),
+        ("a/model/of/the/name/resource_tracker", False),
+    ],
+)
+def test_the_resource_tracker_is_not_among_them(word: str, is_tracker: bool) -> None:
+    waiting = "import time; print('here', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", waiting, word], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # a process that has only just begun has no command line yet
         found = {process.pid for process in engine_processes()}
-        tracker.kill()
-    assert tracker.pid not in found
+        process.kill()
+    assert (process.pid not in found) is is_tracker
 
 
 def test_memory(family: list[int]) -> None:
