@@ -20,6 +20,9 @@ from common.vllm_env import prepare_environment
 
 logger = logging.getLogger(__name__)
 
+# vLLM's default of --master-addr.
+_OWN = "127.0.0.1"
+
 
 def main(argv: Sequence[str]) -> None:
     """Run `vllm ARGV`, which begins with `serve`; without --headless that is vLLM's HTTP server."""
@@ -32,28 +35,26 @@ def main(argv: Sequence[str]) -> None:
     with contextlib.suppress(LoadFailed):  # vLLM will say what is wrong with the temporary folder
         if sockets := engine_sockets.make_folder():
             os.environ[engine_sockets.VARIABLE] = sockets
-    words = list(argv)
-    for flag, head in heads(words).items():
+    importlib.import_module("common.vllm_cli").main(argv, _use_route_to_head)
+
+
+def heads(args: argparse.Namespace) -> dict[str, str]:
+    """Where vLLM will look for the head, an address or a host, by the names of the flags that it has read."""
+    found = {"data_parallel_address": args.data_parallel_address, "master_addr": args.master_addr}
+    if args.master_addr == _OWN and (args.nnodes == 1 or args.data_parallel_address):
+        del found["master_addr"]  # nobody has named it
+    return {name: head for name, head in found.items() if head}
+
+
+def _use_route_to_head(args: argparse.Namespace) -> None:
+    for name, head in heads(args).items():
         try:
             network.use_route_to(head)
         except InvalidRequest as error:
             logger.warning("network: %s; vLLM chooses the card", error)
         if address := network.ipv6_address(head):
-            # vLLM's sockets take names for IPv4; the last of two flags holds.
-            words += [flag, address]
-    importlib.import_module("common.vllm_cli").main(words)
-
-
-def heads(argv: Sequence[str]) -> dict[str, str]:
-    """The flags that name the head, an address or a host, and what they say."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--data-parallel-address", "--data_parallel_address", "-dpa")
-    parser.add_argument("--master-addr", "--master_addr")
-    try:
-        found, _ = parser.parse_known_args(list(argv))
-    except argparse.ArgumentError:
-        return {}  # vLLM says what is wrong with it
-    return {f"--{name.replace('_', '-')}": head for name, head in vars(found).items() if head}
+            # vLLM's sockets take names for IPv4.
+            setattr(args, name, address)
 
 
 def _log_our_own() -> None:

@@ -14,6 +14,8 @@ from common import links, worker_memory
 
 # How a node selector of the orchestrator keeps other models away: {"!node.role": "vllm-follower"}.
 ROLE = ("node.role", "vllm-follower")
+# Names of vLLM's own that others, which are read here, begin with.
+_WHOLE = frozenset({"--data-parallel-size"})
 TOKEN = "LOCALAI_REGISTRATION_TOKEN"  # noqa: S105  # the variable's name
 _EPILOG = """\
 environment without a flag:
@@ -72,8 +74,9 @@ class WorkerSettings:
             argv += ["--data-parallel-size-local", str(self.data_parallel_size_local)]
             argv += ["--data-parallel-start-rank", str(self.start_rank)]
             argv += ["--data-parallel-address", host, "--data-parallel-rpc-port", str(port)]
-        elif _option(self.vllm_args, "--master-addr") is None:
-            argv += ["--master-addr", host, "--master-port", str(port)]
+        else:
+            for flag, value in (("--master-addr", host), ("--master-port", str(port))):
+                argv += [flag, value] if _option(self.vllm_args, flag) is None else []
         if _option(self.vllm_args, "--worker-extension-cls") is None:
             # By which the head asks all ranks for their memory.
             argv += ["--worker-extension-cls", worker_memory.EXTENSION]
@@ -135,8 +138,19 @@ def parse_worker_settings(argv: Sequence[str], environ: Mapping[str, str] = os.e
         raise SettingsError("--start-rank 0: is the head's, which LoadModel starts; use 1 or more with --headless")
     if start + local > size:
         raise SettingsError(f"--start-rank {start}: with {local} ranks from there on there would be more than {size}")
+    head = _head(flags.master_addr, flags.master_port)
+    for name, short, own in (
+        ("--data-parallel-size", "-dp", size),
+        ("--data-parallel-size-local", "-dpl", local),
+        ("--data-parallel-start-rank", "-dpr", start),
+        ("--data-parallel-address", "-dpa", head[0]),
+        ("--data-parallel-rpc-port", "-dpp", head[1]),
+    ):
+        # vLLM would take the last one, and the head of another line would not be watched.
+        if (given := _option(vllm_args, name, short)) not in (None, str(own)):
+            raise SettingsError(f"--vllm-arg {name}: is {given}, but the worker's own flags say {own}; leave it out")
     return WorkerSettings(
-        head=_head(flags.master_addr, flags.master_port),
+        head=head,
         data_parallel_size=size,
         data_parallel_size_local=local,
         start_rank=start,
@@ -201,13 +215,21 @@ def _joined(argv: Sequence[str]) -> list[str]:
     return joined
 
 
-def _option(words: Sequence[str], *names: str) -> str | None:
-    """The value that vLLM would see of an option, the last one given."""
+def _option(words: Sequence[str], flag: str, short: str | None = None) -> str | None:
+    """The value that vLLM's parser, which is argparse, sees of an option: the last one given, however it is spelled."""
     value = None
     for position, word in enumerate(words):
         name, equals, behind = word.partition("=")
-        if name.replace("_", "-") in names:
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+            # A name may be cut short, as long as it is not another's whole one.
+            found = name == flag or (flag.startswith(name) and len(name) > 2 and name not in _WHOLE)
+        else:
+            found = name == short
+        if found:
             value = behind if equals else next(iter(words[position + 1 :]), None)
+        elif short is not None and len(short) == 2 and word.startswith(short):
+            value = word[2:]
     return value
 
 

@@ -1,16 +1,31 @@
 """vLLM's own command line, also with wheels that its look-up of its version does not know."""
 
+import argparse
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError
 
 
-def main(argv: Sequence[str]) -> None:
-    """`vllm ARGV`, in this process: its flags, its signals; ends with SystemExit where vLLM does."""
+def main(argv: Sequence[str], prepare: Callable[[argparse.Namespace], None]) -> None:
+    """`vllm ARGV`, in this process: its flags, its signals; ends with SystemExit where vLLM does.
+
+    Args:
+        argv: begins with `serve`.
+        prepare: called with what vLLM has read of `argv`, which it may change, before anything comes of it.
+
+    """
     name_distribution()
     from vllm.entrypoints.cli.main import main as vllm_main
+    from vllm.entrypoints.cli.serve import ServeSubcommand
 
+    serve = ServeSubcommand.cmd
+
+    def prepared(args: argparse.Namespace) -> None:
+        prepare(args)
+        serve(args)
+
+    ServeSubcommand.cmd = staticmethod(prepared)
     sys.argv = ["vllm", *argv]
     vllm_main()
 

@@ -1,11 +1,16 @@
 """Flags and variables of `run.sh worker`, and what its ranks are started with."""
 
+import contextlib
+import io
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from backend.settings import SettingsError
-from backend.worker_settings import parse_worker_settings
+from backend.worker_settings import _option, parse_worker_settings
 
 DP = (
     "--data-parallel-size=4",
@@ -48,6 +53,11 @@ def parse(*argv: str, **environ: str) -> Any:
             ("--", "--nnodes=2", "--node-rank=1", "--master-addr=h", "--master-port=29501"),
             "serve m --headless --nnodes=2 --node-rank=1 --master-addr=h --master-port=29501",
         ),
+        (
+            ("--master-port=29501", "--", "-n2", "-r=1", "--master_ad", "h"),
+            "serve m --headless --master-port 29501 -n2 -r=1 --master_ad h",
+        ),
+        ((*DP, "--", "-dp=4", "-dpa", "h"), f"serve m --headless {SERVE_DP} -dp=4 -dpa h"),
     ],
 )
 def test_what_run_sh_is_started_with(argv: tuple[str, ...], rank: str) -> None:
@@ -115,7 +125,12 @@ def test_environment_of_the_ranks() -> None:
         ((*DP[:2], "--start-rank=0", *DP[3:]), "--start-rank 0: is the head's, which LoadModel starts; use 1 or more"),
         (("--", "--nnodes=2", "--node-rank=0"), "--vllm-arg --node-rank: 0 is the head's"),
         (("--", "--nnodes=2"), "--vllm-arg --node-rank: 0 is the head's"),
+        (("--", "-n2", "-r0"), "--vllm-arg --node-rank: 0 is the head's"),
+        (("--", "--nnode", "2", "--node=1", "--node_rank=0"), "--vllm-arg --node-rank: 0 is the head's"),
         (("--", "--nnodes=2", "--node-rank=1"), "--master-addr: is missing"),
+        ((*DP, "--", "-dp", "3"), "--vllm-arg --data-parallel-size: is 3, but the worker's own flags say 4; leave it"),
+        ((*DP, "--", "--data-parallel-addr=b"), "--vllm-arg --data-parallel-address: is b, but the worker's own flags"),
+        ((*DP, "--", "-dpl=1"), "--vllm-arg --data-parallel-size-local: is 1, but"),
         ((), "--data-parallel-size: is missing; it is needed unless --vllm-arg has --nnodes"),
         (DP[:1], "--data-parallel-size-local: is missing"),
         (DP[:3], "--master-addr: is missing"),
@@ -145,6 +160,51 @@ def test_what_cannot_be_used(argv: tuple[str, ...], message: str) -> None:
         parse(*argv)
     assert message in str(error.value)
     assert SECRET not in str(error.value)
+
+
+FLAGS = {
+    "--nnodes": "-n",
+    "--node-rank": "-r",
+    "--master-addr": None,
+    "--master-port": None,
+    "--worker-extension-cls": None,
+    "--data-parallel-size": "-dp",
+    "--data-parallel-size-local": "-dpl",
+    "--data-parallel-start-rank": "-dpr",
+    "--data-parallel-address": "-dpa",
+    "--data-parallel-rpc-port": "-dpp",
+}
+
+
+def spellings() -> Iterator[list[str]]:
+    """Every beginning of every flag that is read here, and the short ones, with the value in all places."""
+    for flag, short in FLAGS.items():
+        names = [flag[:length] for length in range(3, len(flag) + 1)]
+        for name in [
+            *names,
+            *(name.replace("-", "_").replace("__", "--", 1) for name in names),
+            *filter(None, [short]),
+        ]:
+            yield [name, "7"]
+            yield [f"{name}=7"]
+        if short:
+            yield [f"{short}7"]
+            yield [short, "8", flag, "7"]
+
+
+def test_vllms_flags_are_read_as_vllm_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it refuses does not matter: the ranks then say why."""
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    parser = make_arg_parser(FlexibleArgumentParser())
+    taken = 0
+    for words in spellings():
+        with contextlib.suppress(SystemExit):
+            found = parser.parse_args(["m", *words])
+            theirs = {flag: getattr(found, flag[2:].replace("-", "_")) for flag in FLAGS}
+            expected = {flag: "7" if str(value) == "7" else None for flag, value in theirs.items()}
+            assert {flag: _option(words, flag, short) for flag, short in FLAGS.items()} == expected, words
+            taken += 1
+    assert taken > 200
 
 
 def test_a_password_of_the_frontend_s_is_not_shown() -> None:
