@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from backend.head_watch import Addresses, HeadWatch, Link, links_with
+from backend.head_watch import Addresses, HeadWatch, Link, links_with, service_ports
 from backend.logs import configure_logging
 from backend.rank import Rank
 from backend.settings import SettingsError
@@ -208,13 +208,14 @@ class Supervisor:
 
     async def _head_is_gone(self, rank: Rank, life: "_Life", ended: "asyncio.Task[int]") -> None:
         """Wait until it is, or until the ranks have `ended`; `life.met` tells whether there was one."""
-        host, port = self._settings.head
-        watch = HeadWatch(port if self._settings.data_parallel_size is not None else None)
-        addresses = Addresses(host)
+        settings = self._settings
+        services = service_ports(os.environ, settings.vllm_args)
+        watch = HeadWatch(settings.handshake_port, settings.store_port, services)
+        addresses = Addresses(settings.head[0])
 
         def look() -> tuple[list[psutil.Process], frozenset[Link]]:
             processes = rank.processes()
-            return processes, links_with(addresses(), processes)
+            return processes, watch.of_head(links_with(addresses(), processes))
 
         holders: list[psutil.Process] = []
         gone_since = math.inf

@@ -16,6 +16,7 @@ from common import links, worker_memory
 ROLE = ("node.role", "vllm-follower")
 # Names of vLLM's own that others, which are read here, begin with.
 _WHOLE = frozenset({"--data-parallel-size"})
+_RPC_PORT = "29550"  # vLLM's default
 TOKEN = "LOCALAI_REGISTRATION_TOKEN"  # noqa: S105  # the variable's name
 _EPILOG = """\
 environment without a flag:
@@ -61,6 +62,20 @@ class WorkerSettings:
     """Seconds after which a machine that does not answer counts as gone."""
     log_level: str = "info"
     log_format: str = "text"
+
+    @property
+    def handshake_port(self) -> int | None:
+        """Where the head takes data-parallel ranks in, if there are any."""
+        if self.data_parallel_size is not None:
+            return self.head[1]
+        size = _option(self.vllm_args, "--data-parallel-size", "-dp")
+        port = _option(self.vllm_args, "--data-parallel-rpc-port", "-dpp") or _RPC_PORT
+        return int(port) if size not in (None, "1") and port.isdecimal() else None
+
+    @property
+    def store_port(self) -> int | None:
+        """Where nodes meet, if there are any."""
+        return self.head[1] if self.data_parallel_size is None else None
 
     @property
     def rank_argv(self) -> list[str]:

@@ -55,6 +55,8 @@ if "stuck" in behaviour:
     subprocess.Popen([sys.executable, "-c", tracker])
 print("rank", os.getpid(), child.pid, *sys.argv[1:], flush=True)
 print(*(f"{{name}}={{value}}" for name, value in os.environ.items()), flush=True)
+if "HTTPS_PROXY" in os.environ:
+    proxy = socket.create_connection(("127.0.0.1", int(os.environ["HTTPS_PROXY"].rpartition(":")[2])))
 port = int(sys.argv[sys.argv.index("--data-parallel-rpc-port") + 1])
 while True:
     try:
@@ -257,6 +259,25 @@ def shared_by(folder: Path, pid: int) -> Iterator[list[Path]]:
     finally:
         for path in shared:
             path.unlink(missing_ok=True)
+
+
+async def test_a_proxy_on_the_head_s_machine_is_not_the_head(tmp_path: Path) -> None:
+    with head(free_port()) as proxy:
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        async with worker(tmp_path, "", HTTPS_PROXY=url) as running:
+            first, _, _ = await running.rank()
+            with await accept(proxy):
+                await asyncio.sleep(1)
+                assert "connected with the head" not in running.errors
+                with head(running.port) as server, await accept(server):
+                    await asyncio.sleep(1)
+                    assert "connected with the head" in running.errors
+                second, _, _ = await running.rank()
+                assert second != first
+                assert not psutil.pid_exists(first)
+                (await accept(proxy)).close()
+                running.process.send_signal(signal.SIGTERM)
+                assert await running.ends() == 7
 
 
 async def test_a_head_that_is_another_one_at_the_next_look(tmp_path: Path) -> None:

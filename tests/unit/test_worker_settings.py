@@ -71,6 +71,21 @@ def test_ranks_can_tell_their_memory() -> None:
     assert MEMORY not in " ".join(parse(*DP, "--", "--worker-extension-cls=own.Extension").rank_argv)
 
 
+@pytest.mark.parametrize(
+    ("words", "ports"),
+    [
+        ("", (None, 29501)),
+        ("-dp 1", (None, 29501)),
+        ("-dp 2", (29550, 29501)),
+        ("-dp=2 --data-parallel-rpc-port 29600", (29600, 29501)),
+    ],
+)
+def test_where_nodes_meet_their_head(words: str, ports: tuple[int | None, int | None]) -> None:
+    settings = parse("--master-addr=h", "--master-port=29501", "--", "-n", "2", "-r", "1", *words.split())
+    assert (settings.handshake_port, settings.store_port) == ports
+    assert (parse(*DP).handshake_port, parse(*DP).store_port) == (29600, None)
+
+
 def test_variables_of_the_orchestrator() -> None:
     settings = parse(
         VLLM_DATA_PARALLEL_SIZE="4",
