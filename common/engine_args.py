@@ -82,9 +82,10 @@ class LoadPlan:
         """The plan without what is imposed on it and vLLM does not support for this kind of model, and as it ranks.
 
         Raises:
-            InvalidRequest: it is to rank documents, and it is not known how it does.
+            InvalidRequest: it is to rank documents, and it is not known how it does; or it takes no adapters.
 
         """
+        self.adapters.check_model(config)
         if self.reranking and (overrides := head_overrides(config, self.engine_args)):
             return dataclasses.replace(self, engine_args=self.engine_args | {"hf_overrides": overrides})
         supported = {

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from vllm.config import ModelConfig
 from vllm.config.lora import LoRAConfig, MaxLoRARanks
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
@@ -67,6 +68,17 @@ class AdapterPlan:
         least = len(self.adapters) + _SPARE
         if _SPARE and self.adapters and engine_args["max_loras"] < least:
             raise InvalidRequest("max_loras", f"use {least} or more with {len(self.adapters)} adapters on a CPU")
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Raise InvalidRequest where the model is one that vLLM can't apply an adapter to as a whole."""
+        # Its table of adapters has a row for each token of the decoder; what the encoder computes, and the decoder's
+        # attention to that, has others. On a CPU the engine dies of it, on a GPU most rows go without.
+        if self.adapters and config.is_encoder_decoder:
+            raise InvalidRequest(
+                "LoraAdapter, LoraAdapters",
+                f"vLLM can't apply one to {config.architecture}, whose encoder is a part of its own; merge the adapter"
+                " into the model's weights",
+            )
 
 
 NO_ADAPTERS = AdapterPlan()

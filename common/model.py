@@ -62,7 +62,7 @@ class Model:
         self._embedder = Embedder(engine, self._adapters) if able("embed") else None
         self._ranker = Ranker(engine, self._adapters, plan.score_template) if able("rerank") else None
         self._token_classifier = TokenClassifier(engine, self._adapters) if able("token_classify") else None
-        self._transcriber = Transcriber(engine) if able("transcription") else None
+        self._transcriber = Transcriber(engine, self._adapters) if able("transcription") else None
         self._statistics = engine.statistics
 
     @classmethod

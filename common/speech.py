@@ -22,6 +22,7 @@ from common import request_context
 from common.concurrency import to_its_end
 from common.engine import Engine
 from common.errors import ENGINE_STOPPING, EngineGone, InvalidRequest, Unsupported
+from common.lora import Adapters
 from common.pb import backend_pb2 as pb
 from common.speech_file import FIELD, SECOND, Clip, clips
 from common.speech_prompt import TRANSLATED_INTO, Prompter, Task
@@ -34,10 +35,11 @@ T = TypeVar("T")
 
 
 class Transcriber:
-    """Transcribes audio files with the loaded model."""
+    """Transcribes audio files with the loaded model, by its default adapter."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, adapters: Adapters) -> None:
         self.llm = engine.llm
+        self.adapter = adapters.pick("")
         self.prompter = Prompter(self.llm)
         self.model_class: Any = self.prompter.model_class
         self.default_sampling: dict[str, Any] = self.llm.model_config.get_diff_sampling_param()
@@ -222,7 +224,11 @@ class _Run:
         self, engine_input: Any, params: SamplingParams, suffix: str
     ) -> AsyncGenerator[CompletionOutput, None]:
         outputs = self._transcriber.llm.generate(
-            engine_input, params, f"{self._id}-{suffix}", trace_headers=request_context.trace_headers.get()
+            engine_input,
+            params,
+            f"{self._id}-{suffix}",
+            lora_request=self._transcriber.adapter,
+            trace_headers=request_context.trace_headers.get(),
         )
         async with contextlib.aclosing(outputs):
             async for output in outputs:

@@ -337,3 +337,15 @@ async def test_nothing_said_is_logged(whisperer: Model, caplog: pytest.LogCaptur
 async def test_it_only_transcribes(whisperer: Model) -> None:
     with pytest.raises(Unsupported, match="the loaded model transcribes speech"):
         await whisperer.predict(pb.PredictOptions(Prompt="Hello"))
+
+
+async def test_the_adapter_is_heeded(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes another model of it: the one whose weights have it merged."""
+    folder, wanted = ensure("glm_asr"), request(KETTLE, language="en")
+    model = await engines.get(Model=str(folder / "merged"))
+    merged = await model.transcribe(wanted)
+    model = await engines.get(Model=str(folder / "base"), LoraAdapter=str(folder / "adapter"))
+    assert await model.transcribe(wanted) == merged
+    assert (await streamed(model, wanted))[1] == merged
+    monkeypatch.setattr(model._transcriber, "adapter", None)
+    assert await model.transcribe(wanted) != merged

@@ -23,6 +23,8 @@
     A toy of random weights with a large vocabulary, which says words for ever: an engine that costs next to nothing.
 `whisper`
     A toy Whisper, trained to transcribe a few clips of espeak-ng to the letter, with timestamps.
+`glm_asr`
+    A toy of random weights that transcribes gibberish, and a LoRA adapter for it: `base`, `adapter` and `merged`.
 
 `python -m tests.models NAME ...` makes what is missing and prints one folder a line; `ensure(NAME)` does it
 in Python. Importing this package or `tests.models.script` is cheap; torch and transformers are imported only
@@ -63,6 +65,7 @@ RECIPES: Mapping[str, Recipe] = {
     "listwise": Recipe("tests.models.listwise", 1),
     "chain": Recipe("tests.models.chain", 1),
     "whisper": Recipe("tests.models.whisper", 1),
+    "glm_asr": Recipe("tests.models.glm_asr", 1),
 }
 
 

@@ -46,7 +46,7 @@ def make(into: Path) -> None:
         initializer_range=toy.SPREAD,
         tie_word_embeddings=False,
     )
-    toy.save(Qwen2AudioForConditionalGeneration, config, into, _vllm_name)
+    toy.save(Qwen2AudioForConditionalGeneration, config, into, toy.without_doubles)
     sounds = {
         "feature_extractor_type": "WhisperFeatureExtractor",
         "processor_class": "Qwen2AudioProcessor",
@@ -59,8 +59,3 @@ def make(into: Path) -> None:
     }
     (into / "preprocessor_config.json").write_text(json.dumps(sounds, indent=2))
     (into / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen2AudioProcessor"}, indent=2))
-
-
-def _vllm_name(name: str) -> str:
-    # transformers 5 writes this level twice.
-    return name.replace("language_model.model.model.", "language_model.model.")

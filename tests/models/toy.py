@@ -59,6 +59,11 @@ def save(model_class: Any, config: Any, into: Path, rename: Callable[[str], str]
     save_file({rename(name): tensor for name, tensor in weights.items()}, file, metadata={"format": "pt"})
 
 
+def without_doubles(name: str) -> str:
+    """vLLM's name of a text model's weight, of which transformers 5 writes one level twice."""
+    return name.replace("language_model.model.model.", "language_model.model.")
+
+
 def text_fields(tokenizer: Tokenizer) -> dict[str, Any]:
     """The fields of a text model's configuration: two layers of two heads."""
     return {

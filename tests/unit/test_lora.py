@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from common.engine_args import plan_load
+from common.engine_config import configure
 from common.errors import InvalidRequest
 from common.lora import Adapter, AdapterPlan, Adapters
 from common.pb import backend_pb2 as pb
+from tests.models import ensure
 
 CONFIG = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 
@@ -129,6 +131,12 @@ def test_an_adapter_that_vllm_cannot_use(folder: Path, config: Any, reason: str)
     with pytest.raises(InvalidRequest) as caught:
         plan(folder, LoraAdapter="odd")
     assert reason in str(caught.value)
+
+
+def test_a_model_with_an_encoder_of_its_own(folder: Path) -> None:
+    wire = pb.ModelOptions(Model=str(ensure("whisper")), DType="float32", LoraAdapter=str(folder / "one"))
+    with pytest.raises(InvalidRequest, match=r"^LoraAdapter, .* WhisperForConditionalGeneration.*; merge"):
+        configure(plan_load(wire))
 
 
 def test_configuration_that_is_no_json(folder: Path) -> None:

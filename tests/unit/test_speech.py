@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import EngineGone, Unsupported
+from common.lora import NO_ADAPTERS, Adapters
 from common.pb import backend_pb2 as pb
 from common.speech import Transcriber, _Run
 from common.speech_prompt import Task
@@ -23,7 +24,7 @@ def transcriber(monkeypatch: pytest.MonkeyPatch) -> Transcriber:
         "common.speech_prompt.get_model_cls", lambda _config: moss.MossTranscribeDiarizeForConditionalGeneration
     )
     engine: Any = SimpleNamespace(llm=SimpleNamespace(model_config=SimpleNamespace(get_diff_sampling_param=dict)))
-    return Transcriber(engine)
+    return Transcriber(engine, Adapters(NO_ADAPTERS))
 
 
 def test_speakers(transcriber: Transcriber) -> None:
