@@ -12,6 +12,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.outputs import PoolingRequestOutput
 from vllm.renderers.chat_utils import ChatTemplateConfig
+from vllm.renderers.inputs.preprocess import extract_prompt_len
 from vllm.utils.mistral import is_mistral_tokenizer
 
 from common.concurrency import task_group
@@ -21,7 +22,7 @@ from common.lora import Adapters
 from common.media_prompt import named, raw_prompt
 from common.pb import backend_pb2 as pb
 from common.pooling import pool
-from common.vllm_errors import admit, translated
+from common.vllm_errors import admit, admit_together, translated
 
 
 class Embedder:
@@ -45,7 +46,8 @@ class Embedder:
         """The embedding of one input. Cancelling drops it.
 
         Raises:
-            InvalidRequest: a field that can't be used, an input that is too long, media that the model doesn't take.
+            InvalidRequest: a field that can't be used, an input that is too long or in more pieces than are ever
+                admitted, media that the model doesn't take.
             Overloaded, EngineGone: see there.
 
         """
@@ -125,7 +127,8 @@ class Embedder:
         ]
         chunks.maybe_pre_process_chunked(context)
         pieces = [each["prompts"] for each in context.engine_inputs]
-        admit(self._llm, len(pieces))
+        lengths = [extract_prompt_len(self._llm.model_config, piece) for piece in pieces]
+        admit_together(self._llm, request.field, len(lengths), sum(lengths[:-1]))
         async with task_group() as group:
             tasks = [
                 group.create_task(pool(self._llm, piece, params, request.request_id, lora_request=adapter))

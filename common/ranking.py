@@ -27,7 +27,7 @@ from common.pb import backend_pb2 as pb
 from common.pooling import pool
 from common.reranker_files import ScoreTemplate, score_template
 from common.tokens import MOST_CHARACTERS
-from common.vllm_errors import admit, translated
+from common.vllm_errors import admit, admit_together, translated
 from common.wording import first_problem
 
 
@@ -72,7 +72,8 @@ class Ranker:
         """The best documents, the most relevant first; those of equal relevance in the order of the request.
 
         Raises:
-            InvalidRequest: nothing to rank, or a document that does not fit the model's context.
+            InvalidRequest: nothing to rank, a document that does not fit the model's context, or more than is ever
+                admitted.
             Overloaded: an admission limit is reached.
 
         """
@@ -81,8 +82,10 @@ class Ranker:
         admit(self._llm, len(documents) + 1)
         context = self._context(request.query, documents)
         inputs = await self._render(context, len(documents))
+        lengths = [extract_prompt_len(self._config, each["prompts"]) for each in inputs]
+        admit_together(self._llm, "documents", len(lengths), sum(lengths[:-1]))
         scores = await self._scores(context, inputs, len(documents))
-        tokens = sum(extract_prompt_len(self._config, each["prompts"]) for each in inputs)
+        tokens = sum(lengths)
         return pb.RerankResult(
             usage=pb.Usage(total_tokens=tokens, prompt_tokens=tokens),
             results=[

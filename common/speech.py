@@ -27,7 +27,7 @@ from common.pb import backend_pb2 as pb
 from common.speech_file import FIELD, SECOND, Clip, clips
 from common.speech_prompt import TRANSLATED_INTO, Prompter, Task
 from common.transcript import Segment, Text, diarized_segments, timed_segments
-from common.vllm_errors import admit, check_finish, translated
+from common.vllm_errors import admit, admit_together, check_finish, translated
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +111,10 @@ class _Run:
         with translated(FIELD):
             admit(self._transcriber.llm)
             task, heard = await self._transcriber.in_thread(self._listen)
-            admit(self._transcriber.llm, len(heard))
+            admit_together(self._transcriber.llm, FIELD, len(heard))
             inputs, task = await self._inputs(task, heard)
+            lengths = [len(each.get("decoder_prompt", each)["prompt_token_ids"]) for each in inputs]
+            admit_together(self._transcriber.llm, FIELD, len(lengths), sum(lengths[:-1]))
             self._seconds = heard[-1].end / SECOND
             self._language = task.language or ""
             written = TRANSLATED_INTO if task.translate else task.language

@@ -69,6 +69,26 @@ def admit(llm: AsyncLLM, requests: int = 1) -> None:
         ) from error
 
 
+def admit_together(llm: AsyncLLM, field: str, requests: int, tokens: int = 0) -> None:
+    """As `admit`, for requests that one call makes of `field`, all of which are to be in the engine at once.
+
+    `tokens` are those of all their prompts but the last: vLLM takes one more for as long as fewer wait than it admits.
+
+    Raises:
+        InvalidRequest: it is more than is ever admitted, so that trying again would not help.
+        Overloaded: it is more than is admitted now.
+
+    """
+    limits = llm.vllm_config.scheduler_config
+    for count, unit, most, flag in (
+        (requests, "requests", limits.max_num_queued_reqs, "--max-waiting-requests"),
+        (tokens + 1, "prompt tokens or more", limits.max_num_queued_tokens, "--max-waiting-tokens"),
+    ):
+        if count > most:
+            raise InvalidRequest(field, f"would be {count} {unit} at a time; {most} are admitted ({flag})")
+    admit(llm, requests)
+
+
 def check_finish(reason: str | None) -> None:
     """Return where a request goes on, or has ended (`finish_reason`) with an answer.
 

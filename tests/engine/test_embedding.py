@@ -297,6 +297,24 @@ async def test_a_long_text_in_chunks(chat_model: Model) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "most", "words"),
+    [
+        ("max_num_queued_reqs", 2, r"would be 3 requests at a time; 2 are admitted \(--max-waiting-requests\)"),
+        ("max_num_queued_tokens", 2048, r"2049 prompt tokens or more .*; 2048 are admitted \(--max-waiting-tokens\)"),
+    ],
+)
+async def test_more_chunks_than_are_ever_admitted(
+    chat_model: Model, monkeypatch: pytest.MonkeyPatch, name: str, most: int, words: str
+) -> None:
+    limits = chat_model._engine.llm.vllm_config.scheduler_config
+    monkeypatch.setattr(limits, name, most)
+    with pytest.raises(InvalidRequest, match=f"^Embeddings: .*{words}"):
+        await embed(chat_model, LONG)
+    monkeypatch.setattr(limits, name, most + 1)
+    assert (await embed(chat_model, LONG)).prompt_tokens == len(scripted_ids(LONG))
+
+
+@pytest.mark.parametrize(
     ("name", "fields", "runner", "convert"),
     [
         ("minilm", {}, "pooling", "none"),

@@ -202,6 +202,12 @@ async def leaves_nothing_running(model: Model) -> None:
         assert len((await first).results) == MANY
     finally:
         limits.max_num_queued_reqs = usual
+    usual, limits.max_num_queued_tokens = limits.max_num_queued_tokens, MANY
+    try:
+        with pytest.raises(InvalidRequest, match=rf"^documents: .* at a time; {MANY} are admitted \(--max-waiting-tok"):
+            await model.rerank(request)
+    finally:
+        limits.max_num_queued_tokens = usual
 
 
 async def one_failure_is_all(model: Model, request: pb.RerankRequest) -> None:

@@ -317,13 +317,29 @@ async def test_a_stream_that_is_closed(whisperer: Model, long_file: Path) -> Non
 async def test_admission(
     whisperer: Model, long_file: Path, endless: pb.TranscriptRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whisperer._engine.llm.scheduler_config, "max_num_queued_reqs", 2)
+    scheduler, long = whisperer._engine.llm.scheduler_config, request(KETTLE, dst=str(long_file))
+    monkeypatch.setattr(scheduler, "max_num_queued_reqs", 10)
+    work = asyncio.create_task(whisperer.transcribe(endless))
+    while whisperer.running_requests < 10:  # noqa: ASYNC110  # the engine has no event for it
+        await asyncio.sleep(0.001)
+    with pytest.raises(Overloaded, match="no more are admitted"):
+        await whisperer.transcribe(request(KETTLE))
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    # Three clips at once will always be one too many.
+    monkeypatch.setattr(scheduler, "max_num_queued_reqs", 2)
     assert (await whisperer.transcribe(request(KETTLE))).text == KETTLE.text
-    # Three clips at once are one too many.
-    for work in (whisperer.transcribe(request(KETTLE, dst=str(long_file))), streamed(whisperer, endless)):
-        with pytest.raises(Overloaded, match="no more are admitted"):
-            await work
-        assert whisperer.running_requests == 0
+    for each, clips in ((long, 3), (endless, 10)):
+        words = f"dst: would be {clips} requests at a time; 2 are admitted (--max-waiting-requests)"
+        assert await refused(whisperer, each) == words
+    # Each has a prompt of four tokens.
+    monkeypatch.setattr(scheduler, "max_num_queued_reqs", 10)
+    monkeypatch.setattr(scheduler, "max_num_queued_tokens", 8)
+    words = "dst: would be 9 prompt tokens or more at a time; 8 are admitted (--max-waiting-tokens)"
+    assert await refused(whisperer, long) == words
+    monkeypatch.setattr(scheduler, "max_num_queued_tokens", 9)
+    assert (await whisperer.transcribe(long)).text
 
 
 async def test_nothing_said_is_logged(whisperer: Model, caplog: pytest.LogCaptureFixture, long_file: Path) -> None:

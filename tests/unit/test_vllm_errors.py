@@ -1,6 +1,8 @@
 """vLLM's exceptions -> ours, by what vLLM's own server would answer."""
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from vllm.exceptions import (
@@ -17,7 +19,7 @@ from vllm.exceptions import (
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from common.errors import EngineGone, InvalidRequest, Overloaded, Unsupported
-from common.vllm_errors import ENGINE_DIED, translated
+from common.vllm_errors import ENGINE_DIED, admit_together, translated
 
 RENDERER_BUSY = (
     "Messages: the chat template had not been rendered after 30 s (VLLM_CHAT_TEMPLATE_RENDER_TIMEOUT); try again later"
@@ -87,3 +89,24 @@ def test_the_prompt_is_not_repeated() -> None:
     with pytest.raises(InvalidRequest) as caught, translated("Prompt"):
         raise VLLMValidationError("too long", parameter="input_text", value="sec" + "ret")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("requests", "tokens", "problem"),
+    [
+        (4, 99, ""),
+        (5, 0, "would be 5 requests at a time; 4 are admitted (--max-waiting-requests)"),
+        (1, 100, "would be 101 prompt tokens or more at a time; 100 are admitted (--max-waiting-tokens)"),
+    ],
+)
+def test_more_than_is_ever_admitted(requests: int, tokens: int, problem: str) -> None:
+    asked: list[int] = []
+    limits = SimpleNamespace(max_num_queued_reqs=4, max_num_queued_tokens=100)
+    llm: Any = SimpleNamespace(vllm_config=SimpleNamespace(scheduler_config=limits), check_admission=asked.append)
+    if problem:
+        with pytest.raises(InvalidRequest) as caught:
+            admit_together(llm, "documents", requests, tokens)
+        assert str(caught.value) == f"documents: {problem}"
+    else:
+        admit_together(llm, "documents", requests, tokens)
+    assert asked == ([] if problem else [requests])
