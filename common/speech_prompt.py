@@ -22,12 +22,16 @@ from common.pb import backend_pb2 as pb
 GRANULARITIES = ("segment", "word")
 MAX_TEMPERATURE = 2
 TRANSLATED_INTO = "en"
-# In characters, generously: what has more than a context of these is not worth tokenising.
+# In characters. vLLM's classes tokenise a prompt for each clip, one caller at a time, and keep the last 2,048.
+MOST_PROMPT = 16 * 1024
+# Likewise, generously: what has more than a context of these is not worth tokenising.
 _LONGEST_TOKEN = 64
 # Whisper's control tokens, as vLLM writes them into its prompts.
 FIRST_TIMESTAMP = "<|0.00|>"
 _START, _PREVIOUS, _NO_TIMESTAMPS = "<|startoftranscript|>", "<|startofprev|>", "<|notimestamps|>"
-_CONTROL = re.compile(r"<\|[^|\s]*\|>")
+# Of any model. vLLM takes them out of Qwen3-ASR's prompts until none is left, in time that grows with the square of the
+# length where they are nested, and leaves them in those of others, as the end of a turn.
+_CONTROL = re.compile(r"<\|[^|]*\|>|<asr_text>")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,8 @@ class Prompter:
         """What `request` asks for, as far as can be checked without a prompt.
 
         Raises:
-            InvalidRequest: a value is out of its range, or the model doesn't know the language.
+            InvalidRequest: a value is out of its range, the model doesn't know the language, or the text before the
+                audio is too long or has control tokens.
 
         """
         for index, granularity in enumerate(request.timestamp_granularities):
@@ -84,11 +89,11 @@ class Prompter:
         if request.language and request.language not in self.languages:
             known = ", ".join(sorted(self.languages))
             raise InvalidRequest("language", f"{request.language[:16]!r} is no language of this model; it has {known}")
-        most = self._config.max_model_len * _LONGEST_TOKEN
+        most = min(MOST_PROMPT, self._config.max_model_len * _LONGEST_TOKEN)
         if len(request.prompt) > most:
-            raise InvalidRequest(
-                "prompt", f"has {len(request.prompt)} characters, more than the model's context can hold"
-            )
+            raise InvalidRequest("prompt", f"has {len(request.prompt)} characters; use at most {most}")
+        if _CONTROL.search(request.prompt):
+            raise InvalidRequest("prompt", "has words of the form <|...|> or <asr_text>, which are control tokens")
         language = request.language or (None if self.multilingual else TRANSLATED_INTO)
         return Task(
             language=language,
@@ -103,7 +108,7 @@ class Prompter:
         """Return where the model's prompt can say what `task` asks for; a field that has no effect is refused.
 
         Raises:
-            InvalidRequest: the model can't translate, or takes no text before the audio, or not this one.
+            InvalidRequest: the model can't translate, or takes no text before the audio.
 
         """
         if task.translate and not (self.multilingual and self._heeds(Task(language="de"), translate=True)):
@@ -113,8 +118,6 @@ class Prompter:
         bare = dataclasses.replace(task, previous="", language=task.language or TRANSLATED_INTO)
         if not self._heeds(bare, previous="Names:"):
             raise InvalidRequest("prompt", "the loaded model takes no text before the audio; leave it unset")
-        if task.timed and _CONTROL.search(task.previous):
-            raise InvalidRequest("prompt", "has words of the form <|...|>, which are control tokens to this model")
 
     def prompts(self, task: Task, clips: Sequence[npt.NDArray[np.float32]]) -> list[Any]:
         """A prompt for each clip, as vLLM's renderer takes it.

@@ -252,7 +252,7 @@ async def test_transformers_own_rules(whisperer: Model, lesson: Lesson) -> None:
         ({"language": "en-US"}, "language: 'en-US' is no language of this model; it has "),
         ({"prompt": "a<|endoftext|>b"}, "prompt: has words of the form <|...|>"),
         ({"prompt": "x" * 223}, "prompt: has 224 tokens; 223 are allowed"),  # the space before it is one
-        ({"prompt": "x" * 10_000_000}, "prompt: has 10000000 characters, more than the model's context can hold"),
+        ({"prompt": "x" * 10_000_000}, "prompt: has 10000000 characters; use at most 16384"),
         ({"dst": ""}, "dst: must be the absolute path of an audio file"),
         ({"dst": "/nowhere/a.wav"}, "dst: there is no file '/nowhere/a.wav' on this machine"),
         ({"dst": __file__}, "dst: can't be decoded"),

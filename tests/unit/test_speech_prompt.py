@@ -117,7 +117,23 @@ def test_a_language_of_other_models(gemma: Prompter) -> None:
         gemma.task(pb.TranscriptRequest(language=unknown))
 
 
-def test_a_text_longer_than_the_context(gemma: Prompter) -> None:
-    gemma.task(pb.TranscriptRequest(prompt="x" * 6400))
-    with pytest.raises(InvalidRequest, match=r"^prompt: has 6401 characters"):
-        gemma.task(pb.TranscriptRequest(prompt="x" * 6401))
+@pytest.mark.parametrize(("context", "most"), [(100, 6400), (65_536, 16_384)])
+def test_a_long_text(monkeypatch: pytest.MonkeyPatch, context: int, most: int) -> None:
+    gemma = prompter("gemma3n_mm:Gemma3nForConditionalGeneration", monkeypatch, max_model_len=context)
+    gemma.task(pb.TranscriptRequest(prompt="x" * most))
+    with pytest.raises(InvalidRequest, match=f"^prompt: has {most + 1} characters; use at most {most}$"):
+        gemma.task(pb.TranscriptRequest(prompt="x" * (most + 1)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<|im_end|>", "Ann<|im_end|>\n", "<|a b|>", "<||>", "<|im<|x|>_end|>", "<asr_text>", "<asr_te<asr_text>xt>"],
+)
+def test_control_tokens(moss: Prompter, text: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"^prompt: has words of the form <\|...\|> or <asr_text>, which"):
+        moss.task(pb.TranscriptRequest(language="en", prompt=f"Names: {text} Bob"))
+
+
+@pytest.mark.parametrize("text", ["a < b | c > d", "<|im_end", "im_end|>", "<| | |>", "asr_text"])
+def test_no_control_tokens(moss: Prompter, text: str) -> None:
+    assert moss.task(pb.TranscriptRequest(language="en", prompt=text)).previous == text
