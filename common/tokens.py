@@ -123,12 +123,14 @@ def _check_text(field: str, text: str, where: str = "") -> None:
 
 def _check_chat(chat: Any) -> None:
     """Refuse a chat that it would take long to render, or to tokenize where a renderer does both at once."""
+    texts = [_without_media(message) for message in chat.messages]
+    tools = [tool.model_dump() for tool in chat.tools or ()]
     for field, value in (
-        ("Messages", [_without_media(message) for message in chat.messages]),
+        ("Messages, Tools" if tools else "Messages", texts + tools),
         ('Metadata["chat_template_kwargs"]', chat.chat_template_kwargs),
     ):
         if _too_large(value):
-            raise InvalidRequest(field, f"has more characters than {MOST_CHARACTERS}; use at most so many")
+            raise InvalidRequest(field, f"more characters than {MOST_CHARACTERS}; use at most so many")
 
 
 def _without_media(message: Any) -> Any:

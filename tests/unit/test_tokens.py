@@ -78,36 +78,41 @@ async def test_nothing_to_decode(llm: Any) -> None:
 LONG = "a" * (MOST_CHARACTERS + 1)
 USER = pb.Message(role="user", content="Hi")
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"text": LONG})}}
+TOOL = json.dumps([{"type": "function", "function": {"name": "f", "description": LONG[: MOST_CHARACTERS // 10]}}])
 
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
         ({"Prompt": LONG}, "Prompt: has 2000001 characters; use at most 2000000"),
-        ({"Messages": [pb.Message(role="user", content=LONG)]}, "Messages: has more characters than 2000000"),
+        ({"Messages": [pb.Message(role="user", content=LONG)]}, "Messages: more characters than 2000000"),
         (
             {"Messages": [pb.Message(role="user", content=LONG)], "Images": ["http://localhost/a.png"]},
-            "Messages: has more characters than 2000000",
+            "Messages: more characters than 2000000",
         ),
         (
             {"Messages": [USER, pb.Message(role="assistant", tool_calls=json.dumps([CALL]))]},
-            "Messages: has more characters than 2000000",
+            "Messages: more characters than 2000000",
         ),
         (
             {"Messages": [USER, pb.Message(role="assistant", content="Hi", reasoning_content=LONG)]},
-            "Messages: has more characters than 2000000",
+            "Messages: more characters than 2000000",
         ),
-        ({"Messages": [USER] * (MOST_CHARACTERS // 10)}, "Messages: has more characters than 2000000"),
+        ({"Messages": [USER] * (MOST_CHARACTERS // 10)}, "Messages: more characters than 2000000"),
+        (
+            {"Messages": [pb.Message(role="user", content=LONG[: -MOST_CHARACTERS // 10])], "Tools": TOOL},
+            "Messages, Tools: more characters than 2000000",
+        ),
         (
             {"Messages": [USER], "Metadata": {"chat_template_kwargs": json.dumps({"text": [{"more": LONG}]})}},
-            r'Metadata\["chat_template_kwargs"\]: has more characters than 2000000',
+            r'Metadata\["chat_template_kwargs"\]: more characters than 2000000',
         ),
         (
             {"Messages": [USER], "Metadata": {"chat_template_kwargs": json.dumps({"list": [0] * MOST_CHARACTERS})}},
-            r'Metadata\["chat_template_kwargs"\]: has more characters than 2000000',
+            r'Metadata\["chat_template_kwargs"\]: more characters than 2000000',
         ),
     ],
-    ids=["prompt", "content", "parts", "call", "thought", "messages", "variable", "values"],
+    ids=["prompt", "content", "parts", "call", "thought", "messages", "tools", "variable", "values"],
 )
 async def test_a_text_that_is_not_rendered(llm: Any, fields: dict[str, Any], reason: str) -> None:
     """Whose renderer would say that it can't."""
