@@ -6,9 +6,8 @@ Importing this module imports vLLM, which takes seconds; the process does so onl
 import asyncio
 import contextlib
 import dataclasses
-import functools
-from collections.abc import AsyncGenerator
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
 
 from common import engine_start, gguf, joined, reply, tokens
 from common.concurrency import to_its_end
@@ -155,7 +154,8 @@ class Model:
 
     async def tokenize(self, options: pb.PredictOptions) -> pb.TokenizationResponse:
         """The ids of the prompt as generation would see it."""
-        ids = await tokens.tokenize(self._engine.llm, await self._understand(options, stream=False))
+        prompt = await _read(tokens.prompt_of, options, has_tool_parser=self._has_tool_parser)
+        ids = await tokens.tokenize(self._engine.llm, prompt)
         return pb.TokenizationResponse(length=len(ids), tokens=ids)
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
@@ -234,16 +234,24 @@ class Model:
             raise EngineGone(ENGINE_STOPPING)
         return room
 
+    @property
+    def _has_tool_parser(self) -> bool:
+        return self._generator is not None and self._generator.has_tool_parser
+
     async def _understand(self, options: pb.PredictOptions, *, stream: bool) -> GenerationRequest:
-        understand = functools.partial(
+        return await _read(
             generation_request,
             options,
             stream=stream,
-            has_tool_parser=self._generator is not None and self._generator.has_tool_parser,
+            has_tool_parser=self._has_tool_parser,
             max_logprobs=0 if self._generator is None else self._generator.max_logprobs,
             ignore_seed=self.plan.ignore_seed,
             ranks=self._engine.ranks,
         )
-        if is_heavy(options):
-            return await asyncio.to_thread(understand)
-        return understand()
+
+
+async def _read(read: Callable[..., T], options: pb.PredictOptions, **how: Any) -> T:
+    """`read(options, **how)`, in a thread where that takes long."""
+    if is_heavy(options):
+        return await asyncio.to_thread(read, options, **how)
+    return read(options, **how)

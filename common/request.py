@@ -3,7 +3,8 @@
 import dataclasses
 import inspect
 import uuid
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import pydantic
 from transformers import PythonBackend
@@ -18,6 +19,8 @@ from common.messages import openai_messages, parse_json
 from common.pb import backend_pb2 as pb
 from common.sampling import sampling_fields
 from common.tools import openai_tool_choice, openai_tools
+
+R = TypeVar("R", ChatCompletionRequest, CompletionRequest)
 
 REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 MAX_REQUEST_ID = 256
@@ -119,7 +122,11 @@ def generation_request(
         Unsupported: the request asks for what this server doesn't do.
 
     """
-    _check_sizes(options)
+    for field, text in (
+        ("Grammar", options.Grammar),
+        *((f'Metadata["{key}"]', options.Metadata.get(key, "")) for key in ("json_schema", "response_format")),
+    ):
+        _check_size(field, text)
     media = media_items(options)
     fields = sampling_fields(options, max_logprobs=max_logprobs)
     if ignore_seed:
@@ -132,19 +139,13 @@ def generation_request(
     if salt := options.Metadata.get("cache_salt", ""):
         fields["cache_salt"] = salt
     openai: ChatCompletionRequest | CompletionRequest
-    try:
-        if options.UseTokenizerTemplate and options.Messages:
-            fields |= _chat_fields(options, has_tool_parser=has_tool_parser)
-            place(fields["messages"], media)
-            if top_logprobs is not None:
-                fields |= {"logprobs": True, "top_logprobs": top_logprobs}
-            openai = ChatCompletionRequest(**fields)
-        else:
-            openai = CompletionRequest(prompt=_raw_prompt(options), logprobs=top_logprobs, max_tokens=None, **fields)
-    except pydantic.ValidationError as error:
-        raise from_pydantic(error) from None
-    except VLLMValidationError as error:
-        raise from_vllm(error) from None
+    if is_chat(options):
+        if top_logprobs is not None:
+            fields |= {"logprobs": True, "top_logprobs": top_logprobs}
+        openai = chat_request(options, media, has_tool_parser=has_tool_parser, fields=fields)
+    else:
+        fields |= {"prompt": _raw_prompt(options), "logprobs": top_logprobs, "max_tokens": None}
+        openai = _checked(CompletionRequest, fields)
     # OpenAI takes four strings and its model refuses more; vLLM's sampling takes any number.
     openai.stop = stop
     max_tokens = options.Tokens if options.Tokens > 0 else None
@@ -152,6 +153,25 @@ def generation_request(
     one_call = isinstance(openai, ChatCompletionRequest) and openai.parallel_tool_calls is False
     rank = _rank(options, ranks)
     return GenerationRequest(openai, request_id, max_tokens, top_logprobs, adapter, one_call, media, rank)
+
+
+def is_chat(options: pb.PredictOptions) -> bool:
+    """Whether `Messages` are to be rendered, not `Prompt` read as it is."""
+    return options.UseTokenizerTemplate and bool(options.Messages)
+
+
+def chat_request(
+    options: pb.PredictOptions, media: Sequence[Item], *, has_tool_parser: bool, fields: Mapping[str, Any] | None = None
+) -> ChatCompletionRequest:
+    """The chat with its `media`; `fields`, OpenAI's, say how it is answered.
+
+    Raises:
+        InvalidRequest: names the field, the value and what is allowed.
+
+    """
+    chat = _chat_fields(options, has_tool_parser=has_tool_parser)
+    place(chat["messages"], media)
+    return _checked(ChatCompletionRequest, {**(fields or {}), **chat})
 
 
 def is_heavy(options: pb.PredictOptions) -> bool:
@@ -166,12 +186,19 @@ def is_heavy(options: pb.PredictOptions) -> bool:
     )
 
 
-def _check_sizes(options: pb.PredictOptions) -> None:
-    texts = {"Grammar": options.Grammar, "Tools": options.Tools}
-    texts |= {f'Metadata["{key}"]': options.Metadata.get(key, "") for key in ("json_schema", "response_format")}
-    for field, text in texts.items():
-        if len(text) > MOST_JSON:
-            raise InvalidRequest(field, f"has {len(text)} characters; use at most {MOST_JSON}")
+def _checked(model: type[R], fields: Mapping[str, Any]) -> R:
+    """A request model of vLLM, which checks its `fields`."""
+    try:
+        return model(**fields)
+    except pydantic.ValidationError as error:
+        raise from_pydantic(error) from None
+    except VLLMValidationError as error:
+        raise from_vllm(error) from None
+
+
+def _check_size(field: str, text: str) -> None:
+    if len(text) > MOST_JSON:
+        raise InvalidRequest(field, f"has {len(text)} characters; use at most {MOST_JSON}")
 
 
 def from_vllm(error: Exception, prompt_field: str = "Prompt") -> InvalidRequest:
@@ -208,6 +235,7 @@ def _raw_prompt(options: pb.PredictOptions) -> str:
 
 def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {"messages": openai_messages(options.Messages)}
+    _check_size("Tools", options.Tools)
     tools = openai_tools(options.Tools)
     choice, parallel = openai_tool_choice(options.ToolChoice, tools)
     if tools and choice != "none":

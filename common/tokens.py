@@ -5,15 +5,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.inputs import TextPrompt
 from vllm.renderers.params import TokenizeParams
 from vllm.utils.mistral import is_mistral_tokenizer
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.errors import InvalidRequest
+from common.media import Item, media_items
 from common.media_prompt import named, raw_prompt
 from common.mistral import prepare
-from common.request import GenerationRequest
+from common.pb import backend_pb2 as pb
+from common.request import chat_request, is_chat
 from common.vllm_errors import translated
 
 # Beyond, the tokenizer takes seconds and gigabytes, and goes on when the caller has left.
@@ -24,8 +27,35 @@ MOST_IDS = 2_000_000
 MANY_IDS = 16 * 1024
 
 
-async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> list[int]:
-    """The ids of a request's prompt: the rendered chat, or the raw text with the special tokens its model adds.
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What a request has the model read: a chat to render by the model's template, or a text as it is."""
+
+    content: ChatCompletionRequest | str
+    media: tuple[Item, ...] = ()
+    """All of it; a chat has it in its messages, too."""
+
+    @property
+    def field(self) -> str:
+        """The wire's field that holds it."""
+        return "Prompt" if isinstance(self.content, str) else "Messages"
+
+
+def prompt_of(options: pb.PredictOptions, *, has_tool_parser: bool) -> Prompt:
+    """The prompt that generation would see, which may be empty here; fields that only shape the answer are not read.
+
+    Raises:
+        InvalidRequest: names the field, the value and what is allowed.
+
+    """
+    media = media_items(options)
+    if is_chat(options):
+        return Prompt(chat_request(options, media, has_tool_parser=has_tool_parser), media)
+    return Prompt(options.Prompt, media)
+
+
+async def tokenize(llm: AsyncLLM, prompt: Prompt) -> list[int]:
+    """The ids of a prompt: of the rendered chat, or of the raw text with the special tokens that its model adds.
 
     Texts longer than the context are fine: the orchestrator counts them in order to cut them.
 
@@ -33,23 +63,23 @@ async def tokenize(llm: AsyncLLM, request: GenerationRequest) -> list[int]:
         InvalidRequest: more than `MOST_CHARACTERS`, before or after rendering, or a chat that the template refuses.
 
     """
-    if request.is_chat:
-        # In a thread: there may be a million values.
-        await asyncio.to_thread(_check_chat, request.openai)
+    content, renderer = prompt.content, llm.renderer
+    if isinstance(content, str):
+        _check_text(prompt.field, content)
     else:
-        _check_text(request.prompt_field, request.openai.prompt)
-    renderer = llm.renderer
-    with translated(request.prompt_field), named(request.media):
-        if request.is_chat:
-            prompt = await rendered_chat(renderer, request.openai)
-        else:
+        # In a thread: there may be a million values.
+        await asyncio.to_thread(_check_chat, content)
+    with translated(prompt.field), named(prompt.media):
+        if isinstance(content, str):
             lower_case = (llm.model_config.encoder_config or {}).get("do_lower_case", False)
             limits = _Limits(max_total_tokens=None, add_special_tokens=True, do_lower_case=lower_case, field="Prompt")
-            text: Any = {"prompt": request.openai.prompt}
-            if request.media:
-                text = await raw_prompt(request.openai.prompt, request.media, renderer)
-            (prompt,) = await renderer.render_cmpl_async([text], limits, skip_mm_cache=True)
-    return list(prompt["prompt_token_ids"])
+            text: Any = {"prompt": content}
+            if prompt.media:
+                text = await raw_prompt(content, prompt.media, renderer)
+            (rendered,) = await renderer.render_cmpl_async([text], limits, skip_mm_cache=True)
+        else:
+            rendered = await rendered_chat(renderer, content)
+    return list(rendered["prompt_token_ids"])
 
 
 async def rendered_chat(renderer: Any, chat: Any) -> Any:

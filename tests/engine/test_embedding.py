@@ -88,6 +88,7 @@ async def test_what_comes_with_a_vector(minilm: Model) -> None:
     assert (await minilm.detokenize(pb.DetokenizeRequest(tokens=tokens.tokens))).content == (
         "[CLS] what is the capital of france? [SEP]"
     )
+    assert (await minilm.tokenize(pb.PredictOptions())).length == len(loaded()[0]("")["input_ids"]) == 2
 
 
 async def test_ids_are_embedded_as_they_are(minilm: Model) -> None:

@@ -36,6 +36,17 @@ async def test_tokenize_sees_what_generation_sees(model: Model) -> None:
         assert tokenised.length == reply.prompt_tokens
 
 
+@pytest.mark.parametrize("template", [False, True])
+async def test_an_empty_prompt_is_counted(model: Model, template: bool) -> None:
+    empty = pb.PredictOptions(UseTokenizerTemplate=template, Temperature=-1)
+    text = await model.tokenize(pb.PredictOptions(Prompt="a"))
+    tokenised = await model.tokenize(empty)
+    assert list(tokenised.tokens) == list(text.tokens)[: tokenised.length]
+    assert tokenised.length == text.length - 1
+    with pytest.raises(InvalidRequest, match=r"^Prompt: .*is empty"):
+        await model.predict(pb.PredictOptions(UseTokenizerTemplate=template))
+
+
 async def test_tokenize_longer_than_the_context(model: Model) -> None:
     assert (await model.tokenize(pb.PredictOptions(Prompt="word " * 5000))).length > 5000
 

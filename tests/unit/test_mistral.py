@@ -18,7 +18,7 @@ from common.lora import NO_ADAPTERS, Adapters
 from common.parsers import choose_parsers
 from common.pb import backend_pb2 as pb
 from common.request import GenerationRequest, generation_request
-from common.tokens import tokenize
+from common.tokens import prompt_of, tokenize
 from common.vllm_errors import translated
 from tests.parsers.tokenizer import mistral_tokenizer
 
@@ -80,9 +80,12 @@ def version(generator: Generator) -> int:
     return int(generator.llm.get_tokenizer().version)
 
 
+def options(*messages: pb.Message, **fields: Any) -> pb.PredictOptions:
+    return pb.PredictOptions(UseTokenizerTemplate=True, Temperature=0.5, Messages=messages or [USER], **fields)
+
+
 def understood(*messages: pb.Message, **fields: Any) -> GenerationRequest:
-    options = pb.PredictOptions(UseTokenizerTemplate=True, Temperature=0.5, Messages=messages or [USER], **fields)
-    return generation_request(options, stream=True, has_tool_parser=True)
+    return generation_request(options(*messages, **fields), stream=True, has_tool_parser=True)
 
 
 async def rendered(generator: Generator, request: GenerationRequest) -> str:
@@ -153,9 +156,10 @@ async def test_tokenize_string_has_the_prompt_of_a_chat(
     generator: Generator, messages: tuple[pb.Message, ...], fields: dict[str, Any]
 ) -> None:
     wanted = await rendered_ids(generator, understood(*messages, **fields))
-    assert await tokenize(generator.llm, understood(*messages, **fields)) == wanted
+    assert await tokenize(generator.llm, prompt_of(options(*messages, **fields), has_tool_parser=True)) == wanted
 
 
 async def test_tokenize_string_refuses_what_a_chat_does(generator: Generator) -> None:
+    prompt = prompt_of(options(Metadata={"reasoning_effort": "low"}), has_tool_parser=True)
     with pytest.raises(InvalidRequest, match=r'^Metadata\["reasoning_effort"\]: reasoning_effort=low is not supported'):
-        await tokenize(generator.llm, understood(Metadata={"reasoning_effort": "low"}))
+        await tokenize(generator.llm, prompt)

@@ -11,7 +11,7 @@ import pytest
 from common.errors import InvalidRequest
 from common.pb import backend_pb2 as pb
 from common.request import generation_request
-from common.tokens import MANY_IDS, MOST_CHARACTERS, MOST_IDS, _check_chat, detokenize, tokenize
+from common.tokens import MANY_IDS, MOST_CHARACTERS, MOST_IDS, _check_chat, detokenize, prompt_of, tokenize
 
 VOCABULARY = 10
 
@@ -117,12 +117,54 @@ TOOL = json.dumps([{"type": "function", "function": {"name": "f", "description":
 async def test_a_text_that_is_not_rendered(llm: Any, fields: dict[str, Any], reason: str) -> None:
     """Whose renderer would say that it can't."""
     options = pb.PredictOptions(UseTokenizerTemplate="Messages" in fields, **fields)
-    request = generation_request(options, stream=False, has_tool_parser=True)
     with pytest.raises(InvalidRequest, match=f"^{reason}"):
-        await tokenize(llm, request)
+        await tokenize(llm, prompt_of(options, has_tool_parser=True))
 
 
 def test_media_are_no_text() -> None:
     image = "data:image/png;base64," + "iVBORw0KGgo" + "A" * (MOST_CHARACTERS + 1)
     options = pb.PredictOptions(UseTokenizerTemplate=True, Messages=[USER], Images=[image])
-    _check_chat(generation_request(options, stream=False, has_tool_parser=True).openai)
+    _check_chat(prompt_of(options, has_tool_parser=True).content)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"Temperature": float("nan")},
+        {"TopK": -2},
+        {"Grammar": "root ::= ("},
+        {"Grammar": LONG},
+        {"Metadata": {"json_schema": "{"}},
+        {"Metadata": {"data_parallel_rank": "7"}},
+        {"Metadata": {"cache_salt": "@"}},
+        {"StopPrompts": [""]},
+        {"LogitBias": "{"},
+        {"CorrelationId": "\n"},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_shapes_the_answer_is_not_read(fields: dict[str, Any]) -> None:
+    text = pb.PredictOptions(Prompt="Hi", **fields)
+    chat = pb.PredictOptions(UseTokenizerTemplate=True, Messages=[USER], **fields)
+    assert prompt_of(text, has_tool_parser=True).content == "Hi"
+    rendered = prompt_of(chat, has_tool_parser=True).content
+    assert not isinstance(rendered, str)
+    assert rendered.messages == [{"role": "user", "content": "Hi"}]
+    for options in (text, chat):
+        with pytest.raises(InvalidRequest):
+            generation_request(options, stream=False, has_tool_parser=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"Messages": [pb.Message(role="nobody")]}, r"Messages\[0\].role: 'nobody' is unknown"),
+        ({"Messages": [USER], "Tools": "{"}, "Tools: not valid JSON"),
+        ({"Messages": [USER], "Tools": LONG}, "Tools: has 2000001 characters"),
+        ({"Messages": [USER], "Metadata": {"enable_thinking": "yes"}}, r'Metadata\["enable_thinking"\]: \'yes\' is'),
+        ({"Prompt": "Hi", "Images": [""]}, r"Images\[0\]: is empty"),
+    ],
+)
+def test_what_shapes_the_prompt_is(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{reason}"):
+        prompt_of(pb.PredictOptions(UseTokenizerTemplate=True, **fields), has_tool_parser=True)
