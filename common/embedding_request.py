@@ -8,6 +8,7 @@ from vllm.config import ModelConfig
 from vllm.entrypoints.pooling.embed.protocol import EmbeddingChatRequest, EmbeddingCompletionRequest
 from vllm.exceptions import VLLMValidationError
 
+from common import request
 from common.errors import InvalidRequest
 from common.media import Item, fields_of, media_items, place
 from common.messages import openai_messages
@@ -83,8 +84,8 @@ def embedding_request(options: pb.PredictOptions, config: ModelConfig) -> Embedd
 
 
 def is_heavy(options: pb.PredictOptions) -> bool:
-    """Whether understanding takes long enough to hold up others: base64 is looked at, ids are looked through."""
-    return bool(options.Images or options.Videos or options.Audios or len(options.EmbeddingTokens) > MANY_IDS)
+    """Whether understanding takes long enough to hold up others, as in generation; ids are looked through, too."""
+    return len(options.EmbeddingTokens) > MANY_IDS or request.is_heavy(options)
 
 
 def too_long(error: VLLMValidationError, field: str, limit: int) -> InvalidRequest | None:

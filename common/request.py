@@ -36,6 +36,7 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
 MOST_JSON = 512 * 1024
 # What takes longer than a switch to a thread.
 _LONG = 64 * 1024
+_MANY_MESSAGES = 200
 # OpenAI's names, as they stand in vLLM's messages -> the wire's.
 WIRE_NAMES = {
     "allowed_token_ids": "LogitBias",
@@ -175,14 +176,20 @@ def chat_request(
 
 
 def is_heavy(options: pb.PredictOptions) -> bool:
-    """Whether understanding takes long enough to hold up others: a large grammar seconds, an image 0.1 s for 35 MB."""
+    """Whether understanding takes long enough to hold up others.
+
+    A large grammar takes seconds, as do 470,000 messages; an image of 35 MB takes 0.1 s.
+    """
     return bool(
-        options.Grammar
+        len(options.Messages) > _MANY_MESSAGES
+        or options.Grammar
         or options.Images
         or options.Videos
         or options.Audios
         or any(key in options.Metadata for key in ("json_schema", "response_format"))
-        or len(options.Tools) + len(options.LogitBias) + sum(len(m.tool_calls) for m in options.Messages) > _LONG
+        or len(options.Tools) + len(options.ToolChoice) + len(options.LogitBias) > _LONG
+        or len(options.Metadata.get("chat_template_kwargs", "")) > _LONG
+        or sum(len(message.tool_calls) for message in options.Messages) > _LONG
     )
 
 

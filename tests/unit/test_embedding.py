@@ -168,6 +168,7 @@ def test_who_is_understood_in_a_thread() -> None:
     assert not is_heavy(pb.PredictOptions(Embeddings="a" * 100_000, EmbeddingTokens=[1] * 8192))
     assert is_heavy(pb.PredictOptions(EmbeddingTokens=[1] * 100_000))
     assert is_heavy(pb.PredictOptions(Images=[PNG]))
+    assert is_heavy(pb.PredictOptions(Messages=[pb.Message(role="user", content="a")] * 1000))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,14 @@ def engine(mm_processor: Any, **abilities: Any) -> Any:
     return SimpleNamespace(llm=llm, abilities=able, statistics=None)
 
 
+LONG = 100_000
+
+
+def chat(messages: int, **fields: Any) -> pb.PredictOptions:
+    message = pb.Message(role="user", content="x")
+    return pb.PredictOptions(UseTokenizerTemplate=True, Messages=[message] * messages, **fields)
+
+
 @pytest.fixture
 def log_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave pytest's own handlers without the filter that a model puts on them."""
@@ -52,13 +60,18 @@ def test_models_without_a_processor_for_media(resamplers: dict[str, str], monkey
     [
         (pb.PredictOptions(Prompt="x"), False),
         (pb.PredictOptions(Prompt="x", Metadata={"enable_thinking": "true"}), False),
+        (chat(200), False),
+        (chat(1000), True),
+        (chat(1, Tools=" " * LONG), True),
+        (chat(1, ToolChoice=" " * LONG), True),
+        (chat(1, Metadata={"chat_template_kwargs": " " * LONG}), True),
         (pb.PredictOptions(Prompt="x", Grammar='root ::= "a"'), True),
         (pb.PredictOptions(Prompt="x", Metadata={"json_schema": "{}"}), True),
         (pb.PredictOptions(Prompt="x", Metadata={"response_format": '{"type": "text"}'}), True),
     ],
-    ids=lambda value: str(value).replace("\n", " "),
+    ids=lambda value: str(value).replace("\n", " ")[:60],
 )
-async def test_grammars_are_read_outside_the_event_loop(
+async def test_what_takes_long_is_read_outside_the_event_loop(
     options: pb.PredictOptions, in_a_thread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readers: list[int] = []
