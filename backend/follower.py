@@ -33,8 +33,7 @@ def main(argv: Sequence[str]) -> None:
     # What vLLM spawns runs `backend/entry.py` first, as the server's own engine does.
     orphan_watch.announce()
     with contextlib.suppress(LoadFailed):  # vLLM will say what is wrong with the temporary folder
-        if sockets := engine_sockets.make_folder():
-            os.environ[engine_sockets.VARIABLE] = sockets
+        os.environ[engine_sockets.VARIABLE] = engine_sockets.make_folder()
     importlib.import_module("common.vllm_cli").main(argv, _use_route_to_head)
 
 

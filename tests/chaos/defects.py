@@ -73,9 +73,9 @@ DEFECTS = (
     Defect(
         "leak: each request keeps 100 kB",
         "common/vllm_errors.py",
-        "    limits = llm.vllm_config.scheduler_config\n",
-        "    limits = llm.vllm_config.scheduler_config\n"
-        '    kept = llm.__dict__.setdefault("kept", [])\n    kept.append(b"%9d" % len(kept) * 11_000)\n',
+        "    try:\n        llm.check_admission(requests)\n",
+        '    kept = llm.__dict__.setdefault("kept", [])\n    kept.append(b"%9d" % len(kept) * 11_000)\n'
+        "    try:\n        llm.check_admission(requests)\n",
         (_chaos(r"memory grew by", _SOAK),),
     ),
     Defect(
