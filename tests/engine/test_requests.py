@@ -6,6 +6,7 @@ import contextlib
 import pytest
 
 from common.errors import EngineGone, InvalidRequest, Unsupported
+from common.messages import MOST_MESSAGES
 from common.model import Model
 from common.pb import backend_pb2 as pb
 from common.tokens import MOST_CHARACTERS
@@ -52,8 +53,9 @@ async def test_tokenize_longer_than_the_context(model: Model) -> None:
 
 
 async def test_what_a_template_makes_long_is_not_tokenized(model: Model) -> None:
-    # Each renders to twice as many characters as it is counted for.
-    many = [pb.Message(role="user") for _ in range(MOST_CHARACTERS // 20)]
+    # The template's words around each are 29 characters, and those that are counted with it 16.
+    length = MOST_CHARACTERS // MOST_MESSAGES - 20
+    many = [pb.Message(role="user", content="a" * length)] * MOST_MESSAGES
     with pytest.raises(
         InvalidRequest, match=r"^Messages: has \d{7} characters when it is rendered; use at most 2000000$"
     ):

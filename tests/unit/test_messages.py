@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidRequest
-from common.messages import MOST_DEPTH, ROLES, openai_messages, parse_json
+from common.messages import MOST_DEPTH, MOST_MESSAGES, ROLES, openai_messages, parse_json
 from common.pb import backend_pb2 as pb
 
 TEXT = st.text()  # without surrogates, which protobuf has none of either
@@ -46,6 +46,13 @@ def test_order_and_empty_content_are_kept() -> None:
     messages = [pb.Message(role="user", content=text) for text in ("b", "", "a")]
     assert [message["content"] for message in openai_messages(messages)] == ["b", "", "a"]
     assert openai_messages([]) == []
+
+
+def test_more_than_are_read() -> None:
+    message = pb.Message(role="user")
+    assert len(openai_messages([message] * MOST_MESSAGES)) == MOST_MESSAGES
+    with pytest.raises(InvalidRequest, match=r"^Messages: has 20001; use at most 20000$"):
+        openai_messages([message] * (MOST_MESSAGES + 1))
 
 
 def test_optional_fields() -> None:

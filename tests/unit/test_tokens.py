@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from common.errors import InvalidRequest
+from common.messages import MOST_MESSAGES
 from common.pb import backend_pb2 as pb
 from common.request import generation_request
 from common.tokens import MANY_IDS, MOST_CHARACTERS, MOST_IDS, _check_chat, detokenize, prompt_of, tokenize
@@ -77,6 +78,7 @@ async def test_nothing_to_decode(llm: Any) -> None:
 
 LONG = "a" * (MOST_CHARACTERS + 1)
 USER = pb.Message(role="user", content="Hi")
+USER_OF_100 = pb.Message(role="user", content="a" * 100)
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"text": LONG})}}
 TOOL = json.dumps([{"type": "function", "function": {"name": "f", "description": LONG[: MOST_CHARACTERS // 10]}}])
 
@@ -98,7 +100,7 @@ TOOL = json.dumps([{"type": "function", "function": {"name": "f", "description":
             {"Messages": [USER, pb.Message(role="assistant", content="Hi", reasoning_content=LONG)]},
             "Messages: more characters than 2000000",
         ),
-        ({"Messages": [USER] * (MOST_CHARACTERS // 10)}, "Messages: more characters than 2000000"),
+        ({"Messages": [USER_OF_100] * MOST_MESSAGES}, "Messages: more characters than 2000000"),
         (
             {"Messages": [pb.Message(role="user", content=LONG[: -MOST_CHARACTERS // 10])], "Tools": TOOL},
             "Messages, Tools: more characters than 2000000",
