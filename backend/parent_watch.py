@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from backend.settings import PARENT_WATCH
 from common import private_folders
-from common.processes import engine_processes
+from common.processes import engine_processes, remove_registrations
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,8 @@ def watch_parent(parent: int, interval: float, stop: Callable[[str], None]) -> N
 
 
 def _die(cause: str) -> None:
-    for process in engine_processes():
+    engines = engine_processes()
+    for process in engines:
         with contextlib.suppress(Exception):
             process.kill()
     # Nobody may be reading stderr, and a write that blocks must not keep us.
@@ -51,6 +52,7 @@ def _die(cause: str) -> None:
     words.start()
     words.join(0.5)
     private_folders.remove_all()
+    remove_registrations([os.getpid(), *(process.pid for process in engines)])
     os._exit(1)
 
 

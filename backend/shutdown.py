@@ -17,7 +17,7 @@ from backend.ending import Ending
 from backend.lifecycle import Lifecycle
 from common import private_folders
 from common.frontends import ALONE, Frontends
-from common.processes import engine_processes, kill
+from common.processes import engine_processes, kill, remove_registrations
 
 logger = logging.getLogger(__name__)
 
@@ -64,5 +64,6 @@ def leave(status: int, message: str | None) -> NoReturn:
         sys.stderr.flush()
         sys.stdout.flush()
     private_folders.remove_all()
+    remove_registrations([os.getpid()])
     # Threads inside vLLM's import or start would hold up a normal exit.
     os._exit(status)

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterable
 from multiprocessing import resource_tracker
 
 import psutil
@@ -18,6 +19,8 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _M_TRIM_THRESHOLD = -1  # malloc.h
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
+# By which OpenMP (LLVM's, Intel's) tells its copies in a process apart; it removes it at a C program's own end.
+_REGISTRATION = "/dev/shm/__KMP_REGISTERED_LIB_{pid}_{user}"  # noqa: S108  # named by it
 # How multiprocessing starts its tracker, behind `-c`.
 _TRACKER = "from multiprocessing.resource_tracker import main"
 # It begins to remove what was registered as soon as the last of its processes is gone.
@@ -140,13 +143,21 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 async def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL what still runs of `processes`, and wait until it is gone."""
+    """SIGKILL what still runs of `processes`, and wait until it is gone; of none anything is left in /dev/shm then."""
     alive = [process for process in processes if process.is_running()]
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     if alive:
         await asyncio.to_thread(_reap, alive)
+    remove_registrations(process.pid for process in processes if not process.is_running())
+
+
+def remove_registrations(pids: Iterable[int]) -> None:
+    """Remove what OpenMP keeps in /dev/shm of processes that have ended, or are about to, without its knowing."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.unlink(_REGISTRATION.format(pid=pid, user=os.getuid()))
 
 
 async def outlive_trackers() -> None:

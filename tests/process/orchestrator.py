@@ -3,7 +3,7 @@
 It does what LocalAI's process manager and gRPC client do, where a server could notice the difference: descriptor 0 is
 closed, the server leads a process group, its output goes to files, no connection is used for two RPCs, and the stop is
 SIGTERM to the group, 15 seconds of patience, then SIGKILL. What it adds is distrust: at the end no process may be left,
-neither in the group nor out of it, and no socket, unless the server itself was killed.
+neither in the group nor out of it, and no socket and no shared memory, unless the server itself was killed.
 """
 
 import contextlib
@@ -85,6 +85,8 @@ class Backend:
         self._mark = f"{_MARK}={mark}"
         self._env = {**ENGINE_ENVIRONMENT, **(env or {}), _MARK: mark}
         self._seen: set[psutil.Process] = set()
+        self._pids: set[int] = set()
+        self._registrations = _registrations()
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="orchestrator-")
@@ -198,6 +200,7 @@ class Backend:
                 if os.getpgid(process.pid) == self.pid or self._is_marked(process.pid):
                     found.add(process)
         # A process of a group that nobody has waited for yet is a zombie: gone, for our purposes.
+        self._pids |= {process.pid for process in found}
         self._seen = {process for process in found if _alive(process)}
         return sorted(self._seen, key=lambda process: process.pid)
 
@@ -225,12 +228,12 @@ class Backend:
         return [called for process in self.children() if (called := name(process))]
 
     def left_files(self) -> list[str]:
-        """The sockets in its temporary folder, and the folders for them."""
+        """The sockets in its temporary folder, the folders for them, and what OpenMP keeps of its processes."""
         return [
             str(path.relative_to(self.temporary))
             for path in self.temporary.rglob("*")
             if path.is_socket() or path.name.startswith(("zmq-", "backend-"))
-        ]
+        ] + [name for name, pid in _registrations() - self._registrations if pid in self._pids]
 
     def engine_cores(self) -> list[psutil.Process]:
         """The processes that call themselves EngineCore."""
@@ -291,6 +294,11 @@ class Backend:
                 process.kill()
         psutil.wait_procs(left, timeout=5)
         return described
+
+
+def _registrations() -> set[tuple[str, int]]:
+    """What OpenMP keeps of processes, or of those that once had their ids."""
+    return {(path.name, int(path.name.split("_")[-2])) for path in Path("/dev/shm").glob("__KMP_REGISTERED_LIB_*")}
 
 
 class Heart:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -70,7 +71,11 @@ def test_memory(family: list[int]) -> None:
 
 async def test_kill(family: list[int]) -> None:
     processes = [psutil.Process(pid) for pid in family]
+    registrations = [Path(f"/dev/shm/__KMP_REGISTERED_LIB_{pid}_{os.getuid()}") for pid in family]
+    for registration in registrations:
+        registration.touch()
     await asyncio.wait_for(kill(processes), 10)
+    assert not any(map(Path.exists, registrations))
     for process in processes:
         assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     await kill(processes)  # nothing is left to do
