@@ -12,7 +12,7 @@ from typing import Self
 import psutil
 
 from common import engine_sockets
-from common.processes import engine_processes, kill, outlive_trackers
+from common.processes import engine_processes, kill, outlive_trackers, remove_registrations
 
 
 class Rank:
@@ -65,6 +65,7 @@ class Rank:
         await self._process.wait()
         await outlive_trackers()
         await asyncio.to_thread(_reap)
+        remove_registrations()
         self._folder.cleanup()
 
 

@@ -7,7 +7,9 @@ import gc
 import logging
 import multiprocessing
 import os
+import re
 import sys
+import time
 from collections.abc import Iterable
 from multiprocessing import resource_tracker
 
@@ -19,8 +21,11 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _M_TRIM_THRESHOLD = -1  # malloc.h
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
-# By which OpenMP (LLVM's, Intel's) tells its copies in a process apart; it removes it at a C program's own end.
-_REGISTRATION = "/dev/shm/__KMP_REGISTERED_LIB_{pid}_{user}"  # noqa: S108  # named by it
+# By what is there OpenMP (LLVM's, Intel's) tells its copies in a process apart; it removes it at a C program's own end.
+_REGISTRATIONS = "/dev/shm"  # noqa: S108  # its choice
+_REGISTRATION = re.compile(r"__KMP_REGISTERED_LIB_(?P<pid>\d+)_(?P<user>\d+)")
+# This process is older than all that it starts.
+_BEGAN = time.time()
 # How multiprocessing starts its tracker, behind `-c`.
 _TRACKER = "from multiprocessing.resource_tracker import main"
 # It begins to remove what was registered as soon as the last of its processes is gone.
@@ -143,21 +148,32 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 async def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL what still runs of `processes`, and wait until it is gone; of none anything is left in /dev/shm then."""
+    """SIGKILL what still runs of `processes`, and wait until it is gone; OpenMP leaves nothing in /dev/shm then."""
     alive = [process for process in processes if process.is_running()]
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     if alive:
         await asyncio.to_thread(_reap, alive)
-    remove_registrations(process.pid for process in processes if not process.is_running())
+    remove_registrations()
 
 
-def remove_registrations(pids: Iterable[int]) -> None:
-    """Remove what OpenMP keeps in /dev/shm of processes that have ended, or are about to, without its knowing."""
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            os.unlink(_REGISTRATION.format(pid=pid, user=os.getuid()))
+def remove_registrations(ended: Iterable[int] = ()) -> None:
+    """Remove what OpenMP keeps in /dev/shm of processes that can't do so themselves any more.
+
+    Those are all of this user's that are gone and began after us: vLLM kills some, too, and waits for them before
+    anybody else sees that. And those that have `ended` without its knowing, or are about to.
+    """
+    ids = set(ended)
+    with contextlib.suppress(OSError), os.scandir(_REGISTRATIONS) as entries:
+        for entry in entries:
+            registration = _REGISTRATION.fullmatch(entry.name)
+            if registration is None or int(registration["user"]) != os.getuid():
+                continue
+            pid = int(registration["pid"])
+            with contextlib.suppress(OSError):
+                if pid in ids or (entry.stat().st_mtime >= _BEGAN and not psutil.pid_exists(pid)):
+                    os.unlink(entry.path)
 
 
 async def outlive_trackers() -> None:

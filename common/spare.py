@@ -25,6 +25,7 @@ from multiprocessing import context, popen_spawn_posix, reduction, resource_trac
 from typing import Any
 
 from common import cgroup, cpu_threads, orphan_watch
+from common.processes import remove_registrations
 from common.vllm_env import is_for_cpus
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class _Spare:
         """Kill it, if it still runs."""
         self._process.kill()
         self._process.wait()
+        remove_registrations()
         self._calls.close()
         os.close(self.sentinel)
         os.close(self.data)

@@ -1,13 +1,14 @@
 """Child processes: in sight, measured, and gone when they are to go."""
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +16,7 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from common.processes import engine_processes, kill, leave_ray, memory_by_process
+from common.processes import engine_processes, kill, leave_ray, memory_by_process, remove_registrations
 
 # A child that starts another one, ignores polite requests, and says when both are there.
 PARENT = """
@@ -80,6 +81,37 @@ async def test_kill(family: list[int]) -> None:
         assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     await kill(processes)  # nothing is left to do
     await kill([])
+
+
+@pytest.fixture
+def registration() -> Iterator[Callable[[int, int], Path]]:
+    """Makes what OpenMP would for a process and a user."""
+    with contextlib.ExitStack() as stack:
+
+        def make(pid: int, user: int) -> Path:
+            path = Path(f"/dev/shm/__KMP_REGISTERED_LIB_{pid}_{user}")
+            stack.callback(path.unlink, missing_ok=True)
+            path.touch()
+            return path
+
+        yield make
+
+
+def test_what_openmp_leaves_of_the_dead(registration: Callable[[int, int], Path]) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    left = registration(gone.pid, os.getuid())
+    remove_registrations()
+    assert not left.exists()
+    # It was there before we were: of somebody else, who had this id.
+    os.utime(registration(gone.pid, os.getuid()), (0, 0))
+    alive, foreign = registration(os.getpid(), os.getuid()), registration(gone.pid, os.getuid() + 1)
+    remove_registrations()
+    assert left.exists()
+    assert alive.exists()
+    assert foreign.exists()
+    remove_registrations([os.getpid()])
+    assert not alive.exists()
 
 
 async def test_a_killed_child_of_multiprocessing_leaves_no_pipe() -> None:
