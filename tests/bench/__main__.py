@@ -26,11 +26,14 @@ _WAKE_TOKENS = 4
 
 
 def main() -> int:
-    """Measure, write the report, judge."""
+    """Measure, write the report, judge; the exit status."""
     given = _arguments()
+    cells = [cell for cell in (plan.QUICK if given.quick else plan.FULL) if _wanted(cell, given)]
+    if not cells:
+        print("bench: no cell of tests/bench/plan.py is like that", file=sys.stderr)
+        return 2
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    cells = [cell for cell in (plan.QUICK if given.quick else plan.FULL) if _wanted(cell, given)]
     measured: list[Measured] = []
     failed = False
     with Player() as player:

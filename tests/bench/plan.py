@@ -98,9 +98,12 @@ def systems(name: str, player: Player) -> list[System]:
 def contenders(cell: Cell, running: Sequence[System]) -> Iterator[tuple[str, System, bool]]:
     """Name, system, and whether it streams; nobody streams embeddings, and one at a time whole is no other work.
 
-    Where the engine takes minutes, how its answers are sent makes no difference.
+    Where the engine takes minutes, how its answers are sent makes no difference. HTTP/1.1 has no two requests at once
+    on a connection.
     """
     for system in running:
+        if cell.connections and isinstance(system, VllmHttp):
+            continue
         yield system.name, system, cell.scenario != EMBED
         whole_too = cell.scenario != EMBED and cell.streams > 1 and not _takes_minutes(cell)
         if whole_too and not isinstance(system, VllmGrpc):

@@ -1,9 +1,11 @@
 """The benchmark's arithmetic, and that its client sees what is sent."""
 
+import dataclasses
 import http.server
 import json
 import math
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -13,7 +15,8 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.bench import client, plan, report
+from tests.bench import client, plan, report, servers
+from tests.bench.__main__ import main
 from tests.bench.figures import (
     FIGURES,
     GRPC,
@@ -193,6 +196,19 @@ def test_every_cell_is_of_a_fleet_and_quick_is_part_of_all() -> None:
     assert {cell.fleet for cell in plan.FULL} == set(plan.FLEETS)
     assert set(plan.QUICK) < set(plan.FULL)
     assert len(set(plan.FULL)) == len(plan.FULL)
+
+
+def test_cells_that_there_are_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench", "--fleet=toy", "--streams=129", "--dry"])
+    assert main() == 2
+    assert "no cell" in capsys.readouterr().err
+
+
+def test_http_has_one_request_at_a_time_on_a_connection() -> None:
+    systems: list[Any] = [kind.__new__(kind) for kind in (servers.Ours, servers.VllmHttp, servers.VllmGrpc)]
+    every = dataclasses.replace(MANY, connections=0), dataclasses.replace(MANY, connections=8)
+    asked = [{type(system) for _, system, _ in plan.contenders(cell, systems)} for cell in every]
+    assert asked == [{servers.Ours, servers.VllmHttp, servers.VllmGrpc}, {servers.Ours, servers.VllmGrpc}]
 
 
 def test_everybody_is_first_and_last_in_some_round() -> None:
