@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import re
 import sys
-import time
 from collections.abc import Iterable
 from multiprocessing import resource_tracker
 
@@ -24,8 +23,6 @@ _M_ARENA_MAX = -8
 # By what is there OpenMP (LLVM's, Intel's) tells its copies in a process apart; it removes it at a C program's own end.
 _REGISTRATIONS = "/dev/shm"  # noqa: S108  # its choice
 _REGISTRATION = re.compile(r"__KMP_REGISTERED_LIB_(?P<pid>\d+)_(?P<user>\d+)")
-# This process is older than all that it starts.
-_BEGAN = time.time()
 # How multiprocessing starts its tracker, behind `-c`.
 _TRACKER = "from multiprocessing.resource_tracker import main"
 # It begins to remove what was registered as soon as the last of its processes is gone.
@@ -161,8 +158,9 @@ async def kill(processes: list[psutil.Process]) -> None:
 def remove_registrations(ended: Iterable[int] = ()) -> None:
     """Remove what OpenMP keeps in /dev/shm of processes that can't do so themselves any more.
 
-    Those are all of this user's that are gone and began after us: vLLM kills some, too, and waits for them before
-    anybody else sees that. And those that have `ended` without its knowing, or are about to.
+    Those are all of this user's that are gone: vLLM kills some, too, and waits for them before anybody else sees that,
+    and those of a server that was killed had nobody left. And those that have `ended` without its knowing, or are about
+    to. Time says nothing here: a clock may have been set since.
     """
     ids = set(ended)
     with contextlib.suppress(OSError), os.scandir(_REGISTRATIONS) as entries:
@@ -172,8 +170,16 @@ def remove_registrations(ended: Iterable[int] = ()) -> None:
                 continue
             pid = int(registration["pid"])
             with contextlib.suppress(OSError):
-                if pid in ids or (entry.stat().st_mtime >= _BEGAN and not psutil.pid_exists(pid)):
+                if pid in ids or _is_gone(pid):
                     os.unlink(entry.path)
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether no process with this id runs; a thread may have it by now."""
+    try:
+        return not psutil.pid_exists(pid) or has_ended(psutil.Process(pid))
+    except psutil.NoSuchProcess:
+        return True
 
 
 async def outlive_trackers() -> None:

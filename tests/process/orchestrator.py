@@ -228,12 +228,13 @@ class Backend:
         return [called for process in self.children() if (called := name(process))]
 
     def left_files(self) -> list[str]:
-        """The sockets in its temporary folder, the folders for them, and what OpenMP keeps of its processes."""
+        """Sockets in its temporary folder, the folders for them, and what OpenMP keeps of processes that are gone."""
+        alive = {process.pid for process in self.processes()}
         return [
             str(path.relative_to(self.temporary))
             for path in self.temporary.rglob("*")
             if path.is_socket() or path.name.startswith(("zmq-", "backend-"))
-        ] + [name for name, pid in _registrations() - self._registrations if pid in self._pids]
+        ] + [name for name, pid in _registrations() - self._registrations if pid in self._pids - alive]
 
     def engine_cores(self) -> list[psutil.Process]:
         """The processes that call themselves EngineCore."""

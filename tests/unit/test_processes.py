@@ -103,15 +103,29 @@ def test_what_openmp_leaves_of_the_dead(registration: Callable[[int, int], Path]
     left = registration(gone.pid, os.getuid())
     remove_registrations()
     assert not left.exists()
-    # It was there before we were: of somebody else, who had this id.
+    # As a clock has it that was set since, or as a server has left it that was killed.
     os.utime(registration(gone.pid, os.getuid()), (0, 0))
     alive, foreign = registration(os.getpid(), os.getuid()), registration(gone.pid, os.getuid() + 1)
     remove_registrations()
-    assert left.exists()
+    assert not left.exists()
     assert alive.exists()
     assert foreign.exists()
     remove_registrations([os.getpid()])
     assert not alive.exists()
+
+
+def test_what_openmp_leaves_of_a_process_that_nobody_has_waited_for(
+    registration: Callable[[int, int], Path],
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        left = registration(process.pid, os.getuid())
+        remove_registrations()
+        assert left.exists()
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert psutil.pid_exists(process.pid)
+        remove_registrations()
+        assert not left.exists()
 
 
 async def test_a_killed_child_of_multiprocessing_leaves_no_pipe() -> None:
