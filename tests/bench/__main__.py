@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bench import plan, report
 from tests.bench.asks import Ask
 from tests.bench.figures import Cell, Measured, Round, figures, verdicts
-from tests.bench.systems import Player, System, running
+from tests.bench.systems import Player, System, SystemFailedError, running
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 # What an engine takes to wake up.
@@ -43,18 +43,13 @@ def main() -> int:
                 for system in plan.systems(fleet, player)
                 if (system.name in given.system if given.system else not system.on_demand)
             ]
-            with running(systems):
-                for cell in (cell for cell in cells if cell.fleet == fleet):
-                    try:
-                        measured.append(_measure(cell, systems, given.rounds or plan.rounds(cell)))
-                    except UnfairError as error:
-                        print(f"{cell}: {error}", file=sys.stderr, flush=True)
-                        failed = True
-                    else:
-                        print(report.table(measured[-1]), flush=True)
-                        if not given.dry:  # hours of work are not lost with the last cell
-                            folder = report.write(given.folder, measured, list(verdicts(measured)))
-                            print(f"in {folder}", flush=True)
+            try:
+                with running(systems):
+                    for cell in (cell for cell in cells if cell.fleet == fleet):
+                        failed |= not _add(cell, systems, given, measured)
+            except SystemFailedError as error:  # which measures nothing more, but the next fleet is another's
+                print(f"{fleet}: {error}", file=sys.stderr, flush=True)
+                failed = True
     found = list(verdicts(measured))
     print(report.judgement(found))
     return 1 if failed or not all(verdict.holds for verdict in found) else 0
@@ -75,6 +70,20 @@ def _arguments() -> argparse.Namespace:
 def _wanted(cell: Cell, given: argparse.Namespace) -> bool:
     names = ("fleet", "scenario", "streams", "tokens", "connections")
     return all(getattr(given, name) is None or getattr(cell, name) in getattr(given, name) for name in names)
+
+
+def _add(cell: Cell, systems: Sequence[System], given: argparse.Namespace, measured: list[Measured]) -> bool:
+    """Measure one more, and write the report with it: hours of work are not lost with the last. False where unfair."""
+    try:
+        measured.append(_measure(cell, systems, given.rounds or plan.rounds(cell)))
+    except UnfairError as error:
+        print(f"{cell}: {error}", file=sys.stderr, flush=True)
+        return False
+    print(report.table(measured[-1]), flush=True)
+    if not given.dry:
+        folder = report.write(given.folder, measured, list(verdicts(measured)))
+        print(f"in {folder}", flush=True)
+    return True
 
 
 class UnfairError(Exception):
@@ -112,6 +121,8 @@ def _turn(cell: Cell, system: System, ask: Ask) -> tuple[Round, set[tuple[int, i
         turns = [system.play(ask, cell.streams, connections) for _ in range(times)]
         cpu = system.cpu() - before
         memory = system.memory()
+    except SystemFailedError as error:
+        raise SystemFailedError(f"{system.name}, {cell.streams} at once, {ask.tokens} tokens: {error}") from error
     finally:
         system.pause()
     lengths = {system.tokens(ask, bytes.fromhex(last)) for turn in turns for last in turn.last}

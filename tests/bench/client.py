@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from tests.bench.observed import Observed, Stream, observed
 from tests.fuzz import http2
@@ -108,7 +108,10 @@ class Http2:
                 self._data(int.from_bytes(data[at + 5 : at + 9], "big"), data[at + 9 : at + 9 + size], now)
             elif kind == http2.HEADERS:
                 if flags & http2.END_STREAM:
-                    self.streams[int.from_bytes(data[at + 5 : at + 9], "big") // 2].ended = now
+                    stream = self.streams[int.from_bytes(data[at + 5 : at + 9], "big") // 2]
+                    if not stream.times:
+                        raise ConnectionError(f"an answer without a message: {data[at + 9 : at + 9 + size]!r}")
+                    stream.ended = now
                     self.running -= 1
             elif kind == http2.PING and not flags & http2.ACK:
                 self._send(http2.frame(http2.PING, http2.ACK, payload=data[at + 9 : at + 9 + size]))
@@ -244,9 +247,13 @@ def jobs() -> Iterator[Job]:
 
 
 def main() -> None:
-    """Play job after job until stdin ends."""
+    """Play job after job until stdin ends; the answer to one that failed is why, a string."""
     for job in jobs():
-        print(json.dumps(dataclasses.asdict(play(job))), flush=True)
+        try:
+            answer: Any = dataclasses.asdict(play(job))
+        except OSError as error:  # of a connection, and a wait that was too long
+            answer = f"{type(error).__name__}: {error}"
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

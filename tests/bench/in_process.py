@@ -7,7 +7,6 @@ in JSON, with one of `tests.bench.observed.Observed`.
 import asyncio
 import dataclasses
 import json
-import os
 import sys
 import time
 import uuid
@@ -16,6 +15,7 @@ from typing import Any
 import uvloop
 
 from common import orphan_watch
+from common.vllm_env import prepare_environment
 from tests.bench.observed import Observed, Stream, observed
 
 if __name__ == "__mp_main__":  # an engine's process, which vLLM would leave behind
@@ -90,6 +90,6 @@ async def serve(engine_args: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     orphan_watch.announce()
-    # vLLM writes its log to stdout, which is for answers here.
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    # As run.sh has it for the servers: libraries for the engine, and vLLM's log on stderr, for stdout is for answers.
+    prepare_environment()
     uvloop.run(serve(json.loads(sys.argv[1])))

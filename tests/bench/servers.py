@@ -15,7 +15,7 @@ import psutil
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 from tests.bench.asks import EMBED, TOOL, TOOLS, Ask, Fleet, prompt_ids
-from tests.bench.systems import LOAD_SECONDS, REPOSITORY, Player, Server, seconds
+from tests.bench.systems import LOAD_SECONDS, REPOSITORY, Player, Server, SystemFailedError, seconds
 
 
 class Ours(Server):
@@ -39,7 +39,7 @@ class Ours(Server):
         with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
             result = pb_grpc.BackendStub(channel).LoadModel(options, timeout=LOAD_SECONDS, wait_for_ready=True)
         if not result.success:
-            raise RuntimeError(f"{self.name}: {result.message}")
+            raise SystemFailedError(f"{self.name}: {result.message}")
 
     def path(self, ask: Ask) -> str:
         return f"/backend.Backend/{'Embedding' if ask.scenario == EMBED else _OURS[ask.stream]}"

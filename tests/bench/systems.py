@@ -27,6 +27,10 @@ _STOP_SECONDS = 15.0
 _LOAD_POLL_SECONDS = 0.25
 
 
+class SystemFailedError(Exception):
+    """A system did not become ready, or died, or refused what all others do."""
+
+
 class System(ABC):
     """One process with an engine; a context manager that ends it and all that it has started.
 
@@ -138,14 +142,14 @@ class System(ABC):
             self._left |= {process, *process.children(recursive=True)}
 
     def wait_until(self, is_ready: Callable[[], bool]) -> None:
-        """Poll until it is; raises RuntimeError with its log where it ends before, or after `LOAD_SECONDS`."""
+        """Poll until it is; raises SystemFailedError with its log where it ends before, or after `LOAD_SECONDS`."""
         deadline = time.monotonic() + LOAD_SECONDS
         while not is_ready():
             self._remember()
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self._stderr.seek(0)
                 log = self._stderr.read()[-4000:].decode(errors="replace")
-                raise RuntimeError(f"{self.name} did not become ready:\n{log}")
+                raise SystemFailedError(f"{self.name} did not become ready:\n{log}")
             time.sleep(_LOAD_POLL_SECONDS)
 
 
@@ -256,5 +260,8 @@ def _answer(process: "subprocess.Popen[bytes]", job: Any) -> Observed:
     process.stdin.flush()
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"the process of {type(job).__module__} ended")
-    return Observed(**json.loads(line))
+        raise SystemFailedError(f"the process of {type(job).__module__} ended")
+    answer = json.loads(line)
+    if isinstance(answer, str):
+        raise SystemFailedError(answer)
+    return Observed(**answer)

@@ -1,5 +1,6 @@
 """The benchmark's arithmetic, and that its client sees what is sent."""
 
+import contextlib
 import dataclasses
 import http.server
 import json
@@ -33,6 +34,7 @@ from tests.bench.figures import (
     verdicts,
 )
 from tests.bench.observed import Stream, observed, percentile
+from tests.bench.systems import Player, System, SystemFailedError
 
 MANY = Cell("toy", "plain", 128, 128)
 
@@ -218,9 +220,11 @@ def test_everybody_is_first_and_last_in_some_round() -> None:
 
 @pytest.fixture
 def grpc_port() -> Iterator[int]:
-    """A server that sends what it got, once more each time, 50 times; the last with 100 kB."""
+    """A server that sends what it got, once more each time, 50 times; the last with 100 kB. It refuses "no"."""
 
-    def answer(request: bytes, _context: Any) -> Iterator[bytes]:
+    def answer(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        if request == b"no":
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many")
         for number in range(1, 50):
             yield request * number
         yield request * 50_000
@@ -247,6 +251,39 @@ def test_the_client_sees_every_message_of_grpc(grpc_port: int, connections: int)
 def test_the_client_hears_of_a_refusal(grpc_port: int) -> None:
     with pytest.raises(ConnectionError):
         client.play(client.Job("http", grpc_port, "/", [b"{}".hex()], 1))
+
+
+def test_who_asks_goes_on_after_a_refusal(grpc_port: int) -> None:
+    asked = client.Job("grpc", grpc_port, "/a.B/C", [b"ab".hex()] * 2, 2)
+    with Player() as player:
+        for _ in range(2):
+            with pytest.raises(SystemFailedError, match="too many"):
+                player.play(dataclasses.replace(asked, bodies=[b"ab".hex(), b"no".hex()]))
+            assert player.play(asked).messages == 2 * 50
+
+
+def test_a_fleet_that_fails_does_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextlib.contextmanager
+    def running(systems: list[System]) -> Iterator[None]:
+        if systems[0].fleet.parsers:
+            raise SystemFailedError("ours: out of memory")
+        yield
+
+    asked: list[Cell] = []
+
+    def measure(cell: Cell, *_: object) -> Measured:
+        asked.append(cell)
+        return measured(cell)
+
+    monkeypatch.setattr("tests.bench.__main__.running", running)
+    monkeypatch.setattr("tests.bench.__main__._measure", measure)
+    monkeypatch.setattr("tests.bench.plan.ensure", Path)
+    monkeypatch.setattr(sys, "argv", ["bench", "--dry", "--fleet", "parsers", "--fleet", "embeddings"])
+    assert main() == 1
+    assert asked == [cell for cell in plan.FULL if cell.fleet == "embeddings"]
+    assert "parsers: ours: out of memory\n" in capsys.readouterr().err
 
 
 class _Events(http.server.BaseHTTPRequestHandler):
