@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes packaging/locks/PROFILE.txt: `lock.sh [PROFILE]...`, all of them by default. Each is for one Python on one
-# machine and holds what every extra may bring. Versions that still fit stay; UPGRADE=1 takes the newest that have been
+# machine and holds what every extra but ray may bring. Versions that still fit stay; UPGRADE=1 takes the newest that have been
 # out for a week, so that every mirror has them. LOCKS is another folder to write to.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
