@@ -26,11 +26,15 @@ class TokenByToken:
 
     With stop strings vLLM holds text back, as much as may yet turn out to be one, but not the tokens: a parser that
     sees the end of a thought before its last words puts them elsewhere. Here a token waits for its text, and one whose
-    text a stop string has cut is left out. Without, nothing is detokenized twice before the first output that has more
-    than one token.
+    text a stop string has cut is left out; what is left of its text has tokens of its own where `tells_ids`, for a
+    parser that reads those alone. Without, nothing is detokenized twice before the first output that has more than one
+    token.
     """
 
-    def __init__(self, tokenizer: TokenizerLike, params: SamplingParams, prompt_ids: list[int]) -> None:
+    def __init__(
+        self, tokenizer: TokenizerLike, params: SamplingParams, prompt_ids: list[int], *, tells_ids: bool = False
+    ) -> None:
+        self._tells_ids = tells_ids
         self._tokenizer = tokenizer
         self._params = params
         self._prompt_ids = prompt_ids
@@ -63,7 +67,8 @@ class TokenByToken:
             pieces.append((self._text, [token_id for token_id, _ in self._waiting], finished))
             self._text, self._waiting = "", collections.deque()
         elif finished and not (pieces and pieces[-1][2]):
-            pieces.append((self._text, [], True))
+            told = self._tokenizer.encode(self._text, add_special_tokens=False) if self._tells_ids else []
+            pieces.append((self._text, told, True))
         return pieces
 
     def _take(self, token_ids: list[int], *, stop_token: bool) -> None:

@@ -68,11 +68,14 @@ class Run:
 
     async def whole(self) -> Completion:
         """The answer in one piece."""
-        text, token_ids, prompt_ids = "", (), None
+        token_ids: Sequence[int] = ()
+        text, prompt_ids = "", None
         async with contextlib.aclosing(self._outputs()) as outputs:
             async for output in outputs:
                 completion = output.outputs[0]
                 text, token_ids, prompt_ids = completion.text, completion.token_ids, output.prompt_token_ids
+                if self._generator.reads_ids and self._token_by_token and isinstance(completion.stop_reason, str):
+                    token_ids = [number for _, ids, _ in self._token_by_token.pieces(output) for number in ids]
         reasoning: str | None = None
         content: str | None = text
         calls: Sequence[Any] = ()
@@ -165,7 +168,9 @@ class Run:
             if request.has_tools and params.structured_outputs is not None:
                 await asyncio.to_thread(check_tools, params.structured_outputs)
             if parser is not None and (reads_one_token(parser) or may_hold_back(params)):
-                self._token_by_token = TokenByToken(generator.llm.get_tokenizer(), params, prompt_ids)
+                self._token_by_token = TokenByToken(
+                    generator.llm.get_tokenizer(), params, prompt_ids, tells_ids=generator.reads_ids
+                )
             reasoning: dict[str, Any] = {}
             if parser is not None and parser.reasoning_parser is not None:
                 # Grammars begin after the thought; the engine must know how the template opened it.

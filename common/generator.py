@@ -10,6 +10,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.utils.mistral import is_mistral_tokenizer
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from common import harmony
 from common.errors import InvalidRequest
 from common.lora import Adapters
 from common.media_prompt import named, raw_prompt
@@ -66,6 +67,24 @@ class Generator:
             model_config=self.model_config,
         )
 
+    @property
+    def reads_ids(self) -> bool:
+        """Whether the parser understands an answer by its token ids alone, whatever its text is: gpt-oss'."""
+        return bool(self.renderer.use_harmony)
+
+    async def engine_input(self, chat: ChatCompletionRequest) -> Any:
+        """The prompt of a chat, rendered and tokenised, however long it is.
+
+        Raises:
+            InvalidRequest: the model's template, or vLLM, refuses it.
+
+        """
+        if self.renderer.use_harmony:
+            rendered = await harmony.render_chat(self.renderer, chat)
+        else:
+            rendered = await self.renderer.render_chat(chat)
+        return _only(rendered if isinstance(rendered, ErrorResponse) else rendered[1], "Messages")
+
     async def render(self, request: GenerationRequest) -> Any:
         """The engine input of a request: its prompt, rendered and tokenised.
 
@@ -77,7 +96,7 @@ class Generator:
             if request.is_chat:
                 if is_mistral_tokenizer(self.llm.renderer.tokenizer):
                     leave_template_out(request.openai)
-                rendered = await self.renderer.render_chat(request.openai)
+                engine_input = await self.engine_input(request.openai)
             else:
                 openai = request.openai
                 if request.media:
@@ -85,11 +104,7 @@ class Generator:
                     # A copy: the request lives as long as its answer, decoded media only until they are prepared.
                     openai = openai.model_copy(update={"prompt": prompt})
                     del prompt
-                rendered = (None, await self.renderer.render_completion(openai))
-        if isinstance(rendered, ErrorResponse) or isinstance(rendered[1], ErrorResponse):
-            response = rendered if isinstance(rendered, ErrorResponse) else rendered[1]
-            raise InvalidRequest(request.prompt_field, response.error.message)
-        _, (engine_input,) = rendered
+                engine_input = _only(await self.renderer.render_completion(openai), "Prompt")
         length = extract_prompt_len(self.model_config, engine_input)
         if length >= self.model_config.max_model_len:
             raise InvalidRequest(
@@ -97,3 +112,11 @@ class Generator:
                 f"has {length} tokens; the context of {self.model_config.max_model_len} must leave one for the answer",
             )
         return engine_input
+
+
+def _only(rendered: Any, field: str) -> Any:
+    """The one input that vLLM has rendered, or its refusal of what is in `field`."""
+    if isinstance(rendered, ErrorResponse):
+        raise InvalidRequest(field, rendered.error.message)
+    (engine_input,) = rendered
+    return engine_input

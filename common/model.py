@@ -155,7 +155,7 @@ class Model:
     async def tokenize(self, options: pb.PredictOptions) -> pb.TokenizationResponse:
         """The ids of the prompt as generation would see it."""
         prompt = await _read(tokens.prompt_of, options, has_tool_parser=self._has_tool_parser)
-        ids = await tokens.tokenize(self._engine.llm, prompt)
+        ids = await tokens.tokenize(self._engine.llm, prompt, self._generator)
         return pb.TokenizationResponse(length=len(ids), tokens=ids)
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:

@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.inputs import TextPrompt
@@ -18,6 +18,9 @@ from common.mistral import prepare
 from common.pb import backend_pb2 as pb
 from common.request import chat_request, is_chat
 from common.vllm_errors import translated
+
+if TYPE_CHECKING:
+    from common.generator import Generator
 
 # Beyond, the tokenizer takes seconds and gigabytes, and goes on when the caller has left.
 MOST_CHARACTERS = 2_000_000
@@ -54,10 +57,15 @@ def prompt_of(options: pb.PredictOptions, *, has_tool_parser: bool) -> Prompt:
     return Prompt(options.Prompt, media)
 
 
-async def tokenize(llm: AsyncLLM, prompt: Prompt) -> list[int]:
+async def tokenize(llm: AsyncLLM, prompt: Prompt, generator: "Generator | None" = None) -> list[int]:
     """The ids of a prompt: of the rendered chat, or of the raw text with the special tokens that its model adds.
 
     Texts longer than the context are fine: the orchestrator counts them in order to cut them.
+
+    Args:
+        llm: the engine.
+        prompt: see `prompt_of`.
+        generator: of a model that generates.
 
     Raises:
         InvalidRequest: more than `MOST_CHARACTERS`, before or after rendering, or a chat that the template refuses.
@@ -77,6 +85,8 @@ async def tokenize(llm: AsyncLLM, prompt: Prompt) -> list[int]:
             if prompt.media:
                 text = await raw_prompt(content, prompt.media, renderer)
             (rendered,) = await renderer.render_cmpl_async([text], limits, skip_mm_cache=True)
+        elif generator is not None and generator.renderer.use_harmony:
+            rendered = await generator.engine_input(content)
         else:
             rendered = await rendered_chat(renderer, content)
     return list(rendered["prompt_token_ids"])

@@ -122,17 +122,25 @@ class Reciter:
         )
         detokenizer = IncrementalDetokenizer.from_new_request(self.tokenizer, cast("Any", request))
         delta = params.output_kind == RequestOutputKind.DELTA
-        ends = [*self._ends(), len(self.answer)] if delta else [len(self.answer)]
+        length = self._length(params)
+        ends = [*(end for end in self._ends() if end < length), length] if delta else [length]
         begin = 0
         for end in ends:
-            finished = end == len(self.answer)
+            finished = end == length
             piece = self.answer[begin:end]
-            detokenizer.update(list(piece), finished and not self.cut)
+            stop = detokenizer.update(list(piece), end == len(self.answer) and not self.cut)
             text = detokenizer.get_next_output_text(finished, delta)
-            reason = ("length" if self.cut else "stop") if finished else None
-            completion = CompletionOutput(0, text, piece, None, None, finish_reason=reason)
+            reason = ("length" if self.cut and not stop else "stop") if finished else None
+            completion = CompletionOutput(0, text, piece, None, None, finish_reason=reason, stop_reason=stop)
             yield RequestOutput(request_id, None, prompt_ids, None, [completion], finished)
             begin = end
+
+    def _length(self, params: SamplingParams) -> int:
+        """How many tokens of the answer there are, to the one that completes a stop string."""
+        request = SimpleNamespace(sampling_params=params, prompt_token_ids=[], prompt_embeds=None, request_id="")
+        detokenizer = IncrementalDetokenizer.from_new_request(self.tokenizer, cast("Any", request))
+        ends = (length for length, token in enumerate(self.answer, 1) if detokenizer.update([token], False))
+        return next(ends, len(self.answer)) if params.stop else len(self.answer)
 
     def _ends(self) -> list[int]:
         ends, end = [], 0
@@ -194,9 +202,9 @@ class Bench:
     def _run(self, *, stream: bool, stop: Sequence[str] = ()) -> Run:
         return Run(self.generator, GenerationRequest(self._request(stream=stream, stop=stop), "r", None, None))
 
-    async def ours_whole(self) -> Outcome:
+    async def ours_whole(self, stop: Sequence[str] = ()) -> Outcome:
         try:
-            completion = await self._run(stream=False).whole()
+            completion = await self._run(stream=False, stop=stop).whole()
         except Exception as error:  # noqa: BLE001  # whatever a parser raises is its result
             _raise_unless_a_parsers(error)
             return Outcome(error=True)
@@ -204,7 +212,7 @@ class Bench:
         return Outcome(completion.content, completion.reasoning, calls)
 
     async def ours_streamed(self, splits: Sequence[int], stop: Sequence[str] = ()) -> Outcome:
-        """With stop strings that are not in the answer, the engine holds text back until it knows."""
+        """With stop strings the engine holds text back until it knows, and ends where there is one."""
         self.reciter.splits = splits
         content, reasoning, error = "", "", False
         fragments: list[ToolCall] = []
