@@ -169,13 +169,20 @@ def _first_bytes(text: str) -> bytes:
 
 
 def _parts(text: str, unplaced: list[Item]) -> Iterator[dict[str, Any]]:
-    """The parts of a text with markers; takes the items that it uses out of `unplaced`."""
+    """The parts of a text with markers, no two of them text; takes the items that it uses out of `unplaced`."""
+    said: list[str] = []
     for piece in filter(None, _MARKER.split(text)):
-        if item := _marked(piece, unplaced):
-            unplaced.remove(item)
-            yield item.part
-        else:
-            yield {"type": "text", "text": piece}
+        item = _marked(piece, unplaced)
+        if item is None:
+            said.append(piece)
+            continue
+        unplaced.remove(item)
+        if said:
+            yield {"type": "text", "text": "".join(said)}
+            said = []
+        yield item.part
+    if said:
+        yield {"type": "text", "text": "".join(said)}
 
 
 def _marked(piece: str, items: Iterable[Item]) -> Item | None:

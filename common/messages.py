@@ -14,6 +14,8 @@ from common.pb import backend_pb2 as pb
 MOST_DEPTH = 64
 # vLLM's request model checks them in one piece, which no thread makes bearable: 0.2 s, and 3 s for 470,000.
 MOST_MESSAGES = 20_000
+# Of all messages together: it reads the arguments of each in the event loop.
+MOST_CALLS = 20_000
 logger = logging.getLogger(__name__)
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -23,12 +25,16 @@ def openai_messages(messages: Sequence[pb.Message]) -> list[dict[str, Any]]:
     """One dictionary per message, with only the keys that are set.
 
     Raises:
-        InvalidRequest: too many, an unknown role, or tool calls that are not what OpenAI's API defines.
+        InvalidRequest: too many, an unknown role, or tool calls that are too many or not what OpenAI's API defines.
 
     """
     if len(messages) > MOST_MESSAGES:
         raise InvalidRequest("Messages", f"has {len(messages)}; use at most {MOST_MESSAGES}")
-    return [_openai_message(f"Messages[{index}]", message) for index, message in enumerate(messages)]
+    openai = [_openai_message(f"Messages[{index}]", message) for index, message in enumerate(messages)]
+    calls = sum(len(message.get("tool_calls", ())) for message in openai)
+    if calls > MOST_CALLS:
+        raise InvalidRequest("Messages", f"has {calls} tool calls; use at most {MOST_CALLS}")
+    return openai
 
 
 def _openai_message(where: str, message: pb.Message) -> dict[str, Any]:

@@ -30,7 +30,7 @@ _MOST_DIGITS = 9
 # Arguments of the template renderer itself, which a request must not reach.
 _RESERVED_TEMPLATE_KWARGS = frozenset(
     {"chat_template", "tokenize", "messages", "tools", "self", "model_config", "tokenizer", "conversation"}
-    | inspect.signature(PythonBackend.apply_chat_template).parameters.keys()
+    | inspect.signature(PythonBackend.apply_chat_template).parameters.keys() - {"documents"}  # a variable of templates
 )
 # A grammar or schema is compiled once more in the event loop, at about 2 MB/s.
 MOST_JSON = 512 * 1024

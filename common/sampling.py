@@ -12,6 +12,8 @@ from common.messages import parse_json
 from common.pb import backend_pb2 as pb
 
 MAX_STOP_STRINGS = 1024
+# vLLM looks through all of them in the event loop, three times.
+MAX_BIASES = 20_000
 
 
 def sampling_fields(options: pb.PredictOptions, *, max_logprobs: int) -> dict[str, Any]:
@@ -80,6 +82,8 @@ def _logit_bias(text: str) -> dict[str, float] | None:
         return None
     if not isinstance(biases, dict):
         raise InvalidRequest("LogitBias", allowed)
+    if len(biases) > MAX_BIASES:
+        raise InvalidRequest("LogitBias", f"has {len(biases)} token ids; use at most {MAX_BIASES}")
     for token, bias in biases.items():
         if not token.isdecimal():
             raise InvalidRequest("LogitBias", f"{token!r} is not a token id; {allowed}")

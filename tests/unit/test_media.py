@@ -179,6 +179,9 @@ def test_order_and_names() -> None:
         (["user:[vid-7]"], "v", [["v0", "[vid-7]"]]),
         ([f"user:[vid-{'9' * 5000}]"], "v", [["v0", f"[vid-{'9' * 5000}]"]]),
         (["user:[vid-0][vid-0]"], "v", [["v0", "[vid-0]"]]),
+        # One text, as it was written: vLLM puts line breaks between several, and each costs time.
+        (["user:a[vid-7]b[vid-0]c[vid-8][vid-9]d"], "v", [["a[vid-7]b", "v0", "c[vid-8][vid-9]d"]]),
+        (["user:a[vid-7]b", "user:c[vid-8]d"], "v", [["a[vid-7]b"], ["v0", "c[vid-8]d"]]),
         (["user:<__media__>"], "v", [["v0", "<__media__>"]]),
         (["system:<__media__>", "user:a"], "i", ["<__media__>", ["i0", "a"]]),
     ],

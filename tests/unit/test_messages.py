@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidRequest
-from common.messages import MOST_DEPTH, MOST_MESSAGES, ROLES, openai_messages, parse_json
+from common.messages import MOST_CALLS, MOST_DEPTH, MOST_MESSAGES, ROLES, openai_messages, parse_json
 from common.pb import backend_pb2 as pb
 
 TEXT = st.text()  # without surrogates, which protobuf has none of either
@@ -53,6 +53,14 @@ def test_more_than_are_read() -> None:
     assert len(openai_messages([message] * MOST_MESSAGES)) == MOST_MESSAGES
     with pytest.raises(InvalidRequest, match=r"^Messages: has 20001; use at most 20000$"):
         openai_messages([message] * (MOST_MESSAGES + 1))
+
+
+def test_more_calls_than_are_read() -> None:
+    call = {"function": {"name": "f"}}
+    half = pb.Message(role="assistant", tool_calls=json.dumps([call] * (MOST_CALLS // 2)))
+    assert len(openai_messages([half, half])) == 2
+    with pytest.raises(InvalidRequest, match=r"^Messages: has 20001 tool calls; use at most 20000$"):
+        openai_messages([half, half, pb.Message(role="assistant", tool_calls=json.dumps([call]))])
 
 
 def test_optional_fields() -> None:

@@ -246,6 +246,12 @@ def test_metadata(metadata: dict[str, str], kwargs: dict[str, Any] | None, effor
     assert request.reasoning_effort == effort
 
 
+def test_documents_reach_the_template() -> None:
+    documents = [{"title": "a", "text": "b"}]
+    request = chat(Metadata={"chat_template_kwargs": json.dumps({"documents": documents})})
+    assert request.build_chat_params(None, "auto").chat_template_kwargs["documents"] == documents
+
+
 def test_continue_final_message() -> None:
     history = [pb.Message(role="user", content="Hi"), pb.Message(role="assistant", content="Well,")]
     kwargs = '{"continue_final_message": true, "a": 1}'  # the orchestrator copies all metadata there

@@ -1,5 +1,6 @@
 """Sampling fields: which zeros are off, which unset, and what is refused."""
 
+import json
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import InvalidRequest
 from common.pb import backend_pb2 as pb
-from common.sampling import MAX_STOP_STRINGS, logprobs_asked, sampling_fields
+from common.sampling import MAX_BIASES, MAX_STOP_STRINGS, logprobs_asked, sampling_fields
 
 NAMES = {
     "Temperature": "temperature",
@@ -117,6 +118,9 @@ def test_the_stop_strings_are_a_list_of_our_own() -> None:
             for bias in ("true", "null", '"1"', "101", "-100.5", "NaN", "-Infinity", "1e999", "[1]", "9" * 400)
         ),
         pytest.param("LogitBias", "[" * 100_000, "nested too deep", id="deep"),
+        pytest.param(
+            "LogitBias", json.dumps(dict.fromkeys(range(MAX_BIASES + 1), 1)), f"at most {MAX_BIASES}", id="many biases"
+        ),
         ("Logprobs", -1, "from 0 to 20"),
         ("Logprobs", 21, "from 0 to 20"),
         ("TopLogprobs", -1, "from 0 to 20"),
