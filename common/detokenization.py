@@ -57,12 +57,13 @@ class TokenByToken:
         self._take(token_ids, stop_token=stop_token)
         self._text += completion.text
         pieces: list[Piece] = []
-        while self._waiting and self._waiting[0][1] <= len(self._text):
+        text, at = self._text, 0
+        while self._waiting and at + self._waiting[0][1] <= len(text):
             token_id, length = self._waiting.popleft()
-            pieces.append(
-                (self._text[:length], [token_id], finished and not self._waiting and length == len(self._text))
-            )
-            self._text = self._text[length:]
+            last = finished and not self._waiting and at + length == len(text)
+            pieces.append((text[at : at + length], [token_id], last))
+            at += length
+        self._text = text[at:]
         if not self._is_held_back and (self._waiting or self._text):  # never seen; a text is not to be lost for it
             pieces.append((self._text, [token_id for token_id, _ in self._waiting], finished))
             self._text, self._waiting = "", collections.deque()

@@ -75,7 +75,9 @@ class Run:
                 completion = output.outputs[0]
                 text, token_ids, prompt_ids = completion.text, completion.token_ids, output.prompt_token_ids
                 if self._generator.reads_ids and self._token_by_token and isinstance(completion.stop_reason, str):
-                    token_ids = [number for _, ids, _ in self._token_by_token.pieces(output) for number in ids]
+                    # In a thread, since all of an answer is detokenized once more.
+                    pieces = await asyncio.to_thread(self._token_by_token.pieces, output)
+                    token_ids = [number for _, ids, _ in pieces for number in ids]
         reasoning: str | None = None
         content: str | None = text
         calls: Sequence[Any] = ()

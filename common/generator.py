@@ -1,5 +1,6 @@
 """What all requests to one engine share on their way through it: the renderer, the parsers, the defaults."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -13,7 +14,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from common import harmony
 from common.errors import InvalidRequest
 from common.lora import Adapters
-from common.media_prompt import named, raw_prompt
+from common.media import Item, fields_of
+from common.media_prompt import TEXT_ONLY, named, raw_prompt
 from common.mistral import leave_template_out
 from common.parsers import ParserChoice
 from common.request import GenerationRequest
@@ -72,14 +74,16 @@ class Generator:
         """Whether the parser understands an answer by its token ids alone, whatever its text is: gpt-oss'."""
         return bool(self.renderer.use_harmony)
 
-    async def engine_input(self, chat: ChatCompletionRequest) -> Any:
-        """The prompt of a chat, rendered and tokenised, however long it is.
+    async def engine_input(self, chat: ChatCompletionRequest, media: Sequence[Item]) -> Any:
+        """The prompt of a chat, rendered and tokenised, however long it is; `media` are those in its messages.
 
         Raises:
             InvalidRequest: the model's template, or vLLM, refuses it.
 
         """
         if self.renderer.use_harmony:
+            if media:  # which vLLM would leave out
+                raise InvalidRequest(fields_of(media), TEXT_ONLY)
             rendered = await harmony.render_chat(self.renderer, chat)
         else:
             rendered = await self.renderer.render_chat(chat)
@@ -96,7 +100,7 @@ class Generator:
             if request.is_chat:
                 if is_mistral_tokenizer(self.llm.renderer.tokenizer):
                     leave_template_out(request.openai)
-                engine_input = await self.engine_input(request.openai)
+                engine_input = await self.engine_input(request.openai, request.media)
             else:
                 openai = request.openai
                 if request.media:

@@ -5,6 +5,7 @@ for 40,000 letters, where as many characters of a text take a hundredth of that.
 """
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,9 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from common.errors import InvalidRequest
 from common.tokens import MOST_CHARACTERS
 
-# It splits a text where letters, signs and blanks meet, and at digits; shorter runs cost nothing.
-_RUN = regex.compile(r"[\p{L}\p{M}]{1000,}|[^\s\p{L}\p{N}]{1000,}|\s{1000,}")
-# Of bytes in all such runs, squared: one of so many bytes, or four of half as many.
+# What its vocabulary splits no further: letters with their marks, signs with line breaks behind them, and blanks.
+_RUN = regex.compile(r"[\p{L}\p{M}]++|[^\s\p{L}\p{N}]++[\r\n/]*+|\s++")
+# Of bytes in all runs, squared: one of so many bytes, or four of half as many.
 MOST_RUN_BYTES = 50_000
 
 
@@ -45,8 +46,10 @@ def check(chat: ChatCompletionRequest) -> None:
 
     """
     field = "Messages, Tools" if chat.tools else "Messages"
+    tools = [tool.model_dump() for tool in chat.tools or ()]
     size = cost = longest = 0
-    for text in _texts([chat.messages, [tool.model_dump() for tool in chat.tools or ()]]):
+    # Of a schema it writes some values as JSON.
+    for text in (*_texts([chat.messages, tools]), json.dumps(tools, ensure_ascii=False, separators=(",", ":"))):
         size += len(text)
         if size > MOST_CHARACTERS:
             raise InvalidRequest(field, f"more characters than {MOST_CHARACTERS}; use at most so many")

@@ -19,6 +19,7 @@ from common.media import MODALITIES, Item, fields_of, place_in_prompt
 from common.media_connector import Connector
 from common.media_memory import one_request
 
+TEXT_ONLY = "this model takes text only"
 # In order of preference: vLLM's names of methods -> the module of each.
 _RESAMPLERS = {"soxr": "soxr", "pyav": "av"}
 
@@ -33,7 +34,7 @@ async def raw_prompt(text: str, items: Sequence[Item], renderer: Any) -> Any:
     with named(items):
         info = renderer.get_mm_processor().info if renderer.mm_processor else None
         if info is None:
-            raise InvalidRequest(fields_of(items), "this model takes text only")
+            raise InvalidRequest(fields_of(items), TEXT_ONLY)
         for modality in MODALITIES.values():
             if count := sum(item.modality == modality for item in items):
                 info.validate_num_items(modality, count)
@@ -79,7 +80,7 @@ def named(items: Sequence[Item]) -> Iterator[None]:
         if text.startswith("The audio "):
             reason = text
         elif text.endswith("is not a multimodal model"):
-            reason = "this model takes text only"
+            reason = TEXT_ONLY
         elif text.startswith("Expected there to be ") or "prompt replacement" in text:
             reason = "the prompt must hold the model's own placeholder once for each of them"
         elif text.startswith("Failed to apply "):

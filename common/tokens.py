@@ -86,7 +86,7 @@ async def tokenize(llm: AsyncLLM, prompt: Prompt, generator: "Generator | None" 
                 text = await raw_prompt(content, prompt.media, renderer)
             (rendered,) = await renderer.render_cmpl_async([text], limits, skip_mm_cache=True)
         elif generator is not None and generator.renderer.use_harmony:
-            rendered = await generator.engine_input(content)
+            rendered = await generator.engine_input(content, prompt.media)
         else:
             rendered = await rendered_chat(renderer, content)
     return list(rendered["prompt_token_ids"])

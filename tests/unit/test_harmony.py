@@ -104,9 +104,11 @@ async def test_an_effort_that_it_lacks(bench: Bench) -> None:
         "a\u0301" * (MOST_RUN_BYTES // 3 + 1),
         "=" * (MOST_RUN_BYTES + 1),
         " \n\t" * (MOST_RUN_BYTES // 3 + 1),
+        "/\n" * (MOST_RUN_BYTES // 2 + 1),
         ("a" * (MOST_RUN_BYTES // 3) + " ") * 10,
+        ("🎉" * 999 + " ") * 500,
     ],
-    ids=["long", "letters", "Chinese", "marks", "signs", "blanks", "several"],
+    ids=["long", "letters", "Chinese", "marks", "signs", "blanks", "signs and breaks", "several", "many"],
 )
 async def test_what_would_take_long_is_refused(bench: Bench, text: str) -> None:
     with pytest.raises(InvalidRequest, match=r"Messages: .*; use at most"):
@@ -114,6 +116,21 @@ async def test_what_would_take_long_is_refused(bench: Bench, text: str) -> None:
     tools = [{"type": "function", "function": {"name": "f", "description": text[:500_000]}}]
     options = chat(text[500_000:] if len(text) > 500_000 else "Hi", Tools=json.dumps(tools, ensure_ascii=False))
     with pytest.raises(InvalidRequest, match=r"Messages, Tools: .*; use at most"):
+        await tokenize(cast("Any", bench.reciter), prompt_of(options, has_tool_parser=True), bench.generator)
+
+
+async def test_a_schema_that_would_take_long_is_refused(bench: Bench) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "default": [[]] * MOST_RUN_BYTES}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    with pytest.raises(InvalidRequest, match=r"Messages, Tools: .*; use at most"):
+        await bench.generator.render(understood(chat("Hi", Tools=json.dumps(tools))))
+
+
+async def test_media_are_refused(bench: Bench) -> None:
+    options = chat("Hi", Images=["iVBORw0KGgo" + "A" * 3_000_000])
+    with pytest.raises(InvalidRequest, match=r"^Images: this model takes text only$"):
+        await bench.generator.render(understood(options))
+    with pytest.raises(InvalidRequest, match=r"^Images: this model takes text only$"):
         await tokenize(cast("Any", bench.reciter), prompt_of(options, has_tool_parser=True), bench.generator)
 
 
