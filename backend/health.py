@@ -38,7 +38,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # g
         status = self._status(request.service)
         if status is None:
             known = ", ".join(f'"{name}"' for name in (*PROCESS, MODEL))
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"service: unknown; use one of {known}")
+            # Not `context.abort`, see `interceptors`; the answer is not sent.
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+            context.set_details(f"service: unknown; use one of {known}")
         return _Answer(status=status)
 
     async def List(

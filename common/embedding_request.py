@@ -68,7 +68,7 @@ def embedding_request(options: pb.PredictOptions, config: ModelConfig) -> Embedd
             return EmbeddingRequest(openai, "EmbeddingTokens", request_id, adapter)
         if not options.Embeddings and options.UseTokenizerTemplate and options.Messages:
             messages = openai_messages(options.Messages)
-            _check_length("Messages", sum(len(message["content"] or "") for message in messages))
+            _check_length("Messages", sum(map(_length, options.Messages)))
             place(messages, media)
             chat = EmbeddingChatRequest(messages=messages, chat_template_kwargs=template_kwargs(options), **fields)
             return EmbeddingRequest(chat, "Messages", request_id, adapter, media)
@@ -114,6 +114,12 @@ def _token_ids(options: pb.PredictOptions, config: ModelConfig, *, truncated: bo
     if limit is not None and count > limit and not truncated:
         raise _longer(field, f"{count} tokens", limit)
     return checked_ids(field, options.EmbeddingTokens, config.get_vocab_size())
+
+
+def _length(message: pb.Message) -> int:
+    """Characters that a template may write of a message."""
+    texts = (message.content, message.name, message.tool_call_id, message.reasoning_content, message.tool_calls)
+    return sum(map(len, texts))
 
 
 def _check_length(field: str, count: int) -> None:

@@ -20,6 +20,8 @@ MARKER = "<__media__>"
 _MARKER = re.compile(r"(<__media__>|\[vid-\d{1,9}\])")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _PATH_MAX = 4096
+# In each field; vLLM takes 999 of a modality, and looks at each before it counts them.
+MOST_ITEMS = 1000
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,14 @@ def media_items(options: pb.PredictOptions) -> tuple[Item, ...]:
     """All media of a request: images, then videos, then audio clips.
 
     Raises:
-        InvalidRequest: an entry is neither base64, a data: URI, an http(s) URL nor an absolute path, or it is empty, or
-            its first bytes are of another modality. Nothing is fetched or decoded here.
+        InvalidRequest: there are more than `MOST_ITEMS` of a kind; an entry is neither base64, a data: URI, an http(s)
+            URL nor an absolute path, or it is empty, or its first bytes are of another modality. Nothing is fetched or
+            decoded here.
 
     """
+    for name in MODALITIES:
+        if (count := len(getattr(options, name))) > MOST_ITEMS:
+            raise InvalidRequest(name, f"has {count}; use at most {MOST_ITEMS}")
     return tuple(
         Item(where, modality, f"{where} {_url(where, modality, text.strip())}")
         for name, modality in MODALITIES.items()
@@ -151,8 +157,8 @@ def _url(where: str, modality: str, text: str) -> str:
         if not comma or not header.lower().endswith(";base64"):
             raise InvalidRequest(where, "is a data: URI without `;base64,`")
         stated = header[len("data:") : -len(";base64")]
-    if any(space in text for space in " \n\r\t"):
-        text = "".join(text.split())
+    for space in " \n\r\t":
+        text = text.replace(space, "")
     if not text:
         raise InvalidRequest(where, "is empty")
     found = sniff(_first_bytes(text))

@@ -16,6 +16,8 @@ MOST_DEPTH = 64
 MOST_MESSAGES = 20_000
 # Of all messages together: it reads the arguments of each in the event loop.
 MOST_CALLS = 20_000
+# Characters of a JSON text in a field, and of all messages' calls: Python's parser keeps its lock until it is done.
+MOST_JSON_TEXT = 2_000_000
 logger = logging.getLogger(__name__)
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -30,6 +32,9 @@ def openai_messages(messages: Sequence[pb.Message]) -> list[dict[str, Any]]:
     """
     if len(messages) > MOST_MESSAGES:
         raise InvalidRequest("Messages", f"has {len(messages)}; use at most {MOST_MESSAGES}")
+    written = sum(len(message.tool_calls) for message in messages)
+    if written > MOST_JSON_TEXT:
+        raise InvalidRequest("Messages", f"has {written} characters of tool calls; use at most {MOST_JSON_TEXT}")
     openai = [_openai_message(f"Messages[{index}]", message) for index, message in enumerate(messages)]
     calls = sum(len(message.get("tool_calls", ())) for message in openai)
     if calls > MOST_CALLS:
@@ -39,7 +44,7 @@ def openai_messages(messages: Sequence[pb.Message]) -> list[dict[str, Any]]:
 
 def _openai_message(where: str, message: pb.Message) -> dict[str, Any]:
     if message.role not in ROLES:
-        raise InvalidRequest(f"{where}.role", f"{message.role!r} is unknown; use one of {', '.join(ROLES)}")
+        raise InvalidRequest(f"{where}.role", f"{message.role[:80]!r} is unknown; use one of {', '.join(ROLES)}")
     tool_calls = _tool_calls(f"{where}.tool_calls", message.tool_calls)
     openai: dict[str, Any] = {"role": message.role, "content": message.content}
     if tool_calls:
@@ -100,10 +105,12 @@ def parse_json(field: str, text: str) -> Any:
     """The value of a JSON text that stands in `field`.
 
     Raises:
-        InvalidRequest: not JSON, a number that no float holds, half a surrogate pair (which has no bytes), or nested
-            deeper than `MOST_DEPTH`.
+        InvalidRequest: longer than `MOST_JSON_TEXT`, not JSON, a number that no float holds, half a surrogate pair
+            (which has no bytes), or nested deeper than `MOST_DEPTH`.
 
     """
+    if len(text) > MOST_JSON_TEXT:
+        raise InvalidRequest(field, f"has {len(text)} characters; use at most {MOST_JSON_TEXT}")
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
         check_depth(field, value)

@@ -97,10 +97,11 @@ def flag_values(flags: list[tuple[str, str | None]], fields: Collection[str]) ->
 
 def _partition(entry: str) -> tuple[str, str, str]:
     """`--flag:value`, `--flag=value`, `--flag value` or `key:value` -> (name, separator, value)."""
-    match = re.match(r"\s*([\w.-]+)\s*([:=]|\s|$)\s*(.*?)\s*$", entry, re.DOTALL)
+    # No lazy group before blanks: it would look at a run of them once for each.
+    match = re.match(r"\s*([\w.-]+)\s*([:=]|\s|$)(.*)", entry, re.DOTALL)
     if not match:
-        raise InvalidRequest("Options", f"{entry!r} is not of the form key:value, --flag or --flag:value")
-    return match[1], match[2], match[3]
+        raise InvalidRequest("Options", f"{entry[:80]!r} is not of the form key:value, --flag or --flag:value")
+    return match[1], match[2], match[3].strip()
 
 
 class _FlagParser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM is untyped to us

@@ -59,6 +59,11 @@ class Ranker:
         else:
             raise InvalidRequest("Options", f"score_template: a {kind} reads query and documents apart, without one")
         self._template_kwargs = found.kwargs
+        # vLLM has this limit for all inputs but these, which it makes anew of the query with each document.
+        self._most_characters_of_a_pair: int | None = None
+        if kind == CrossEncoderIOProcessor.name:
+            longest = getattr(engine.llm.renderer.get_tokenizer(), "max_chars_per_token", None)
+            self._most_characters_of_a_pair = longest and self._config.max_model_len * longest
         try:
             self._processor = ScoringIOProcessors[kind](
                 vllm_config=engine.llm.vllm_config,
@@ -77,8 +82,8 @@ class Ranker:
             Overloaded: an admission limit is reached.
 
         """
+        check(request, self._llm.vllm_config.scheduler_config.max_num_queued_reqs - 1, self._most_characters_of_a_pair)
         documents = list(request.documents)
-        check(request, most=self._llm.vllm_config.scheduler_config.max_num_queued_reqs - 1)
         admit(self._llm, len(documents) + 1)
         context = self._context(request.query, documents)
         inputs = await self._render(context, len(documents))
@@ -163,8 +168,11 @@ class Ranker:
         return [ScoringRequestOutput.from_base(output).outputs.score for output in context.final_res_batch]
 
 
-def check(request: pb.RerankRequest, most: int) -> None:
-    """Raise InvalidRequest where there is nothing to rank, more than `most` documents, or megabytes to tokenize."""
+def check(request: pb.RerankRequest, most: int, most_characters_of_a_pair: int | None = None) -> None:
+    """Raise InvalidRequest where there is nothing to rank, more than `most` documents, or megabytes to tokenize.
+
+    A pair is the query with a document, where a model reads them together; None where it does not.
+    """
     if not request.query:
         raise InvalidRequest("query", "is empty")
     if not request.documents:
@@ -177,6 +185,12 @@ def check(request: pb.RerankRequest, most: int) -> None:
     for field, text in zip(fields, [request.query, *request.documents], strict=True):
         if len(text) > MOST_CHARACTERS:
             raise InvalidRequest(field, f"has {len(text)} characters; use at most {MOST_CHARACTERS}")
+    if (pair := most_characters_of_a_pair) is not None:
+        for index, document in enumerate(request.documents):
+            if (length := len(request.query) + len(document)) > pair:
+                raise InvalidRequest(
+                    f"query with documents[{index}]", f"has {length} characters; the model takes {pair} at most"
+                )
     if request.top_n < 0:
         raise InvalidRequest("top_n", f"{request.top_n} is negative; use how many of the best to return, or 0 for all")
 

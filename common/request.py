@@ -321,7 +321,7 @@ def switch(options: pb.PredictOptions, key: str) -> bool | None:
     """
     value = options.Metadata.get(key, "")
     if value not in ("", "true", "false"):
-        raise InvalidRequest(f'Metadata["{key}"]', f"{value!r} is unknown; use true or false")
+        raise InvalidRequest(f'Metadata["{key}"]', f"{value[:80]!r} is unknown; use true or false")
     return value == "true" if value else None
 
 

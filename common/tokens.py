@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 MOST_CHARACTERS = 2_000_000
 # As many ids for the way back, and for ids that are an input by themselves.
 MOST_IDS = 2_000_000
+# And so much text: more is 50 MiB in many languages, which no message holds.
+MOST_TEXT = 16_000_000
 # What takes longer to look through than a switch to a thread.
 MANY_IDS = 16 * 1024
 
@@ -115,7 +117,7 @@ async def detokenize(llm: AsyncLLM, token_ids: Sequence[int]) -> str:
     """The text of `token_ids`, special tokens included.
 
     Raises:
-        InvalidRequest: more than `MOST_IDS`, or an id outside the vocabulary.
+        InvalidRequest: more than `MOST_IDS`, an id outside the vocabulary, or more than `MOST_TEXT` characters.
 
     """
     field, size = "tokens", llm.model_config.get_vocab_size()
@@ -125,7 +127,10 @@ async def detokenize(llm: AsyncLLM, token_ids: Sequence[int]) -> str:
         else:
             ids = checked_ids(field, token_ids, size)
         # Runs in the renderer's pool; vLLM gives it no public name.
-        return str(await llm.renderer._async_tokenizer_decode(ids))
+        text = str(await llm.renderer._async_tokenizer_decode(ids))
+    if len(text) > MOST_TEXT:
+        raise InvalidRequest(field, f"have a text of {len(text)} characters; use ids of at most {MOST_TEXT}")
+    return text
 
 
 def checked_ids(field: str, token_ids: Sequence[int], vocabulary: int) -> list[int]:
@@ -165,12 +170,9 @@ def _check_chat(chat: Any) -> None:
     """Refuse a chat that it would take long to render, or to tokenize where a renderer does both at once."""
     texts = [_without_media(message) for message in chat.messages]
     tools = [tool.model_dump() for tool in chat.tools or ()]
-    for field, value in (
-        ("Messages, Tools" if tools else "Messages", texts + tools),
-        ('Metadata["chat_template_kwargs"]', chat.chat_template_kwargs),
-    ):
-        if _too_large(value):
-            raise InvalidRequest(field, f"more characters than {MOST_CHARACTERS}; use at most so many")
+    if _too_large(texts + tools):
+        field = "Messages, Tools" if tools else "Messages"
+        raise InvalidRequest(field, f"more characters than {MOST_CHARACTERS}; use at most so many")
 
 
 def _without_media(message: Any) -> Any:

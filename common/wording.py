@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import pydantic
 
 _GIB, _MIB = 1024**3, 1024**2
+# What is longer is like no name, and would be compared for seconds.
+_LONG_NAME = 100
 
 
 def first_problem(error: Exception) -> str:
@@ -18,7 +20,7 @@ def first_problem(error: Exception) -> str:
 def closest(name: str, valid: Iterable[str]) -> str:
     """A hint to append: the nearest of the `valid` names, or all of them where they are few."""
     names = list(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:_LONG_NAME], names, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]}?"
     return f"; use one of {', '.join(names)}" if len(names) < 10 else ""

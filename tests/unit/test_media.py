@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.errors import InvalidRequest
-from common.media import MODALITIES, fields_of, media_items, place, place_in_prompt, source
+from common.media import MODALITIES, MOST_ITEMS, fields_of, media_items, place, place_in_prompt, source
 from common.pb import backend_pb2 as pb
 from common.request import generation_request
 
@@ -144,6 +144,16 @@ def test_refused(fields: dict[str, list[str]], field: str, words: str) -> None:
     assert caught.value.field == field
     assert words in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", MODALITIES)
+def test_more_than_are_looked_at(field: str) -> None:
+    options = pb.PredictOptions()
+    getattr(options, field).extend(["AAAA"] * MOST_ITEMS)
+    assert len(media_items(options)) == MOST_ITEMS
+    getattr(options, field).append("AAAA")
+    with pytest.raises(InvalidRequest, match=f"^{field}: has 1001; use at most 1000$"):
+        media_items(options)
 
 
 def test_order_and_names() -> None:

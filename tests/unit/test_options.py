@@ -57,3 +57,11 @@ def test_flags_that_cannot_be_used(flag: tuple[str, str], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words) as caught:
         flag_values([flag], FIELDS)
     assert caught.value.field == "Options"
+
+
+@pytest.mark.timeout(30)  # it took an hour
+def test_blanks_within_a_value() -> None:
+    value = "a" + " " * 1_000_000 + "b"
+    assert split_options([f"tool_parser: {value} "], "") == ({"tool_parser": value}, [])
+    with pytest.raises(InvalidRequest, match="is unknown"):
+        split_options(["c" * 1_000_000 + ":d"], "")
