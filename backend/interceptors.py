@@ -27,6 +27,7 @@ UNKNOWN_METHOD = "unknown"
 # Wire types of protobuf, and the bytes of those that are always as long.
 _VARINT, _LENGTH = 0, 2
 _FIXED = {1: 8, 5: 4}
+_GROUP = (3, 4)
 # A caller's deadline reaches us rounded up by as much as this part of it, and some time after the call began.
 _ROUNDED = 0.01
 _ON_THE_WAY = 0.02
@@ -239,7 +240,7 @@ def _is_crowded(data: bytes) -> bool:
                 at += length
             elif kind in _FIXED:
                 at += _FIXED[kind]
-            else:
+            elif kind not in _GROUP:  # what is in a group counts as well
                 return False
     except IndexError:
         return False

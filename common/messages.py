@@ -16,8 +16,10 @@ MOST_DEPTH = 64
 MOST_MESSAGES = 20_000
 # Of all messages together: it reads the arguments of each in the event loop.
 MOST_CALLS = 20_000
-# Characters of a JSON text in a field, and of all messages' calls: Python's parser keeps its lock until it is done.
+# Characters of a JSON text in a field: Python's parser keeps its lock until it is done.
 MOST_JSON_TEXT = 2_000_000
+# And of all messages' calls, in which a character may take six: arguments are JSON in a string of JSON.
+MOST_CALLS_TEXT = 8_000_000
 logger = logging.getLogger(__name__)
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -33,8 +35,8 @@ def openai_messages(messages: Sequence[pb.Message]) -> list[dict[str, Any]]:
     if len(messages) > MOST_MESSAGES:
         raise InvalidRequest("Messages", f"has {len(messages)}; use at most {MOST_MESSAGES}")
     written = sum(len(message.tool_calls) for message in messages)
-    if written > MOST_JSON_TEXT:
-        raise InvalidRequest("Messages", f"has {written} characters of tool calls; use at most {MOST_JSON_TEXT}")
+    if written > MOST_CALLS_TEXT:
+        raise InvalidRequest("Messages", f"has {written} characters of tool calls; use at most {MOST_CALLS_TEXT}")
     openai = [_openai_message(f"Messages[{index}]", message) for index, message in enumerate(messages)]
     calls = sum(len(message.get("tool_calls", ())) for message in openai)
     if calls > MOST_CALLS:
@@ -61,7 +63,7 @@ def _openai_message(where: str, message: pb.Message) -> dict[str, Any]:
 def _tool_calls(where: str, text: str) -> list[dict[str, Any]]:
     if not text.strip():
         return []
-    calls = parse_json(where, text)
+    calls = parse_json(where, text, MOST_CALLS_TEXT)
     if calls is None:
         return []
     if not isinstance(calls, list):
@@ -92,7 +94,7 @@ def _history_arguments(where: str, text: str) -> dict[str, Any]:
     if not text.strip():
         return {}
     try:
-        arguments = parse_json(where, text)
+        arguments = parse_json(where, text, MOST_CALLS_TEXT)
     except InvalidRequest:
         arguments = None
     if isinstance(arguments, dict):
@@ -101,16 +103,16 @@ def _history_arguments(where: str, text: str) -> dict[str, Any]:
     return {}
 
 
-def parse_json(field: str, text: str) -> Any:
+def parse_json(field: str, text: str, most: int = MOST_JSON_TEXT) -> Any:
     """The value of a JSON text that stands in `field`.
 
     Raises:
-        InvalidRequest: longer than `MOST_JSON_TEXT`, not JSON, a number that no float holds, half a surrogate pair
+        InvalidRequest: longer than `most` characters, not JSON, a number that no float holds, half a surrogate pair
             (which has no bytes), or nested deeper than `MOST_DEPTH`.
 
     """
-    if len(text) > MOST_JSON_TEXT:
-        raise InvalidRequest(field, f"has {len(text)} characters; use at most {MOST_JSON_TEXT}")
+    if len(text) > most:
+        raise InvalidRequest(field, f"has {len(text)} characters; use at most {most}")
     try:
         value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
         check_depth(field, value)

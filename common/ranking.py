@@ -30,6 +30,10 @@ from common.tokens import MOST_CHARACTERS
 from common.vllm_errors import admit, admit_together, translated
 from common.wording import first_problem
 
+# Characters of all pairs that a cross-encoder reads: vLLM tokenizes the query anew with each document, in a thread that
+# all inputs share.
+MOST_OF_PAIRS = 20_000_000
+
 
 class Ranker:
     """Ranks documents with the loaded model.
@@ -59,11 +63,7 @@ class Ranker:
         else:
             raise InvalidRequest("Options", f"score_template: a {kind} reads query and documents apart, without one")
         self._template_kwargs = found.kwargs
-        # vLLM has this limit for all inputs but these, which it makes anew of the query with each document.
-        self._most_characters_of_a_pair: int | None = None
-        if kind == CrossEncoderIOProcessor.name:
-            longest = getattr(engine.llm.renderer.get_tokenizer(), "max_chars_per_token", None)
-            self._most_characters_of_a_pair = longest and self._config.max_model_len * longest
+        self._reads_pairs = kind == CrossEncoderIOProcessor.name
         try:
             self._processor = ScoringIOProcessors[kind](
                 vllm_config=engine.llm.vllm_config,
@@ -82,7 +82,8 @@ class Ranker:
             Overloaded: an admission limit is reached.
 
         """
-        check(request, self._llm.vllm_config.scheduler_config.max_num_queued_reqs - 1, self._most_characters_of_a_pair)
+        most = self._llm.vllm_config.scheduler_config.max_num_queued_reqs - 1
+        check(request, most, reads_pairs=self._reads_pairs)
         documents = list(request.documents)
         admit(self._llm, len(documents) + 1)
         context = self._context(request.query, documents)
@@ -168,10 +169,10 @@ class Ranker:
         return [ScoringRequestOutput.from_base(output).outputs.score for output in context.final_res_batch]
 
 
-def check(request: pb.RerankRequest, most: int, most_characters_of_a_pair: int | None = None) -> None:
+def check(request: pb.RerankRequest, most: int, *, reads_pairs: bool = False) -> None:
     """Raise InvalidRequest where there is nothing to rank, more than `most` documents, or megabytes to tokenize.
 
-    A pair is the query with a document, where a model reads them together; None where it does not.
+    A model that `reads_pairs` has the query tokenized anew with each document.
     """
     if not request.query:
         raise InvalidRequest("query", "is empty")
@@ -185,12 +186,11 @@ def check(request: pb.RerankRequest, most: int, most_characters_of_a_pair: int |
     for field, text in zip(fields, [request.query, *request.documents], strict=True):
         if len(text) > MOST_CHARACTERS:
             raise InvalidRequest(field, f"has {len(text)} characters; use at most {MOST_CHARACTERS}")
-    if (pair := most_characters_of_a_pair) is not None:
-        for index, document in enumerate(request.documents):
-            if (length := len(request.query) + len(document)) > pair:
-                raise InvalidRequest(
-                    f"query with documents[{index}]", f"has {length} characters; the model takes {pair} at most"
-                )
+    written = len(request.query) * len(request.documents) + sum(map(len, request.documents))
+    if reads_pairs and written > MOST_OF_PAIRS:
+        raise InvalidRequest(
+            "documents", f"have, each with the query, {written} characters together; use at most {MOST_OF_PAIRS}"
+        )
     if request.top_n < 0:
         raise InvalidRequest("top_n", f"{request.top_n} is negative; use how many of the best to return, or 0 for all")
 

@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidRequest
-from common.messages import MOST_CALLS, MOST_DEPTH, MOST_JSON_TEXT, MOST_MESSAGES, ROLES, openai_messages, parse_json
+from common.messages import (
+    MOST_CALLS,
+    MOST_CALLS_TEXT,
+    MOST_DEPTH,
+    MOST_JSON_TEXT,
+    MOST_MESSAGES,
+    ROLES,
+    openai_messages,
+    parse_json,
+)
 from common.pb import backend_pb2 as pb
 
 TEXT = st.text()  # without surrogates, which protobuf has none of either
@@ -68,9 +77,10 @@ def test_json_is_measured_before_it_is_read() -> None:
     assert parse_json("F", text) == "a" * (MOST_JSON_TEXT - 2)
     with pytest.raises(InvalidRequest, match=r"^F: has 2000001 characters; use at most 2000000$"):
         parse_json("F", text + " ")
-    half = pb.Message(role="assistant", tool_calls=call({"a": "b" * (MOST_JSON_TEXT // 2)}))
-    with pytest.raises(InvalidRequest, match=r"^Messages: has \d+ characters of tool calls; use at most 2000000$"):
-        openai_messages([half, half])
+    half = pb.Message(role="assistant", tool_calls=call({"a": "b" * (MOST_CALLS_TEXT // 2 - 100)}))
+    assert len(openai_messages([half, half])) == 2
+    with pytest.raises(InvalidRequest, match=r"^Messages: has \d+ characters of tool calls; use at most 8000000$"):
+        openai_messages([half, half, pb.Message(role="assistant", tool_calls=" " * 200)])
 
 
 def test_optional_fields() -> None:

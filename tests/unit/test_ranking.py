@@ -41,12 +41,13 @@ def test_refused(fields: dict[str, Any], problem: str) -> None:
         check(pb.RerankRequest(**fields), most=3)
 
 
-def test_a_pair_that_no_context_holds() -> None:
-    request = pb.RerankRequest(query="q" * 60, documents=["a" * 40, "b" * 41])
-    check(request, most=3)
-    check(request, 3, most_characters_of_a_pair=101)
-    with pytest.raises(InvalidRequest, match=r"^query with documents\[1\]: has 101 characters; .* 100 at most$"):
-        check(request, 3, most_characters_of_a_pair=100)
+def test_more_than_is_read_in_pairs() -> None:
+    request = pb.RerankRequest(query="q" * 1_999_999, documents=["a"] * 10)
+    check(request, 11, reads_pairs=True)
+    request.documents.append("b")
+    check(request, 11)
+    with pytest.raises(InvalidRequest, match=r"^documents: have, each with the query, 22000000 characters together; "):
+        check(request, 11, reads_pairs=True)
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, 1e30])))
