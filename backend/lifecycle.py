@@ -215,7 +215,18 @@ class Lifecycle:
 
     async def idle(self) -> None:
         """Wait until no request is in flight, here or in the other serving processes."""
-        await asyncio.gather(self._requests.idle(), self._frontends.idle())
+        telling = asyncio.create_task(self._tell_of_death())
+        try:
+            await asyncio.gather(self._requests.idle(), self._frontends.idle())
+        finally:
+            telling.cancel()
+
+    async def _tell_of_death(self) -> None:
+        """End the others' requests, too, where the engine dies in a drain: they can't see that."""
+        while self._telling is None and self._model is not None:
+            if self._model.dead:
+                self._telling = asyncio.create_task(self._frontends.engine_died())
+            await asyncio.sleep(_WATCH_INTERVAL)
 
     async def _load_in_turn(self, options: pb.ModelOptions) -> None:
         async with self._turn:
@@ -284,7 +295,11 @@ class Lifecycle:
 
         async def report() -> str:
             self._telling = asyncio.create_task(self._frontends.engine_died())
-            cause = f"the engine died: {await model.cause_of_death()}"
+            try:
+                cause = f"the engine died: {await model.cause_of_death()}"
+            except Exception as error:  # such as no descriptor left to look with
+                logger.exception("the cause of the engine's death is not known")
+                cause = f"the engine died: {type(error).__name__} where the cause was looked for"
             self._ending.ask(cause)
             return cause
 

@@ -1,11 +1,24 @@
-"""Work that must not be left half done when its caller goes away, or left running when it has failed."""
+"""Work that must not be left half done when its caller goes away, left running when it has failed, or be in the way."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+import contextvars
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+# Status, loads and the end have those of asyncio to themselves: large requests may keep these busy for minutes.
+_REQUESTS = ThreadPoolExecutor(thread_name_prefix="request")
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `asyncio.to_thread`, for a request."""
+    call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_REQUESTS, call)
 
 
 async def to_its_end(work: Coroutine[Any, Any, T]) -> T:

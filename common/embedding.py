@@ -1,6 +1,5 @@
 """Embedding: one vector for an input, or one per token."""
 
-import asyncio
 from typing import Any
 
 from google.protobuf.wrappers_pb2 import BytesValue
@@ -15,7 +14,7 @@ from vllm.renderers.chat_utils import ChatTemplateConfig
 from vllm.renderers.inputs.preprocess import extract_prompt_len
 from vllm.utils.mistral import is_mistral_tokenizer
 
-from common.concurrency import task_group
+from common.concurrency import in_thread, task_group
 from common.embedding_request import EmbeddingRequest, embedding_request, is_heavy, too_long
 from common.engine import Engine
 from common.lora import Adapters
@@ -54,7 +53,7 @@ class Embedder:
         admit(self._llm)
         config = self._llm.model_config
         if is_heavy(options):
-            request = await asyncio.to_thread(embedding_request, options, config)
+            request = await in_thread(embedding_request, options, config)
         else:
             request = embedding_request(options, config)
         adapter = self._adapters.pick(request.adapter)
@@ -135,7 +134,7 @@ class Embedder:
                 for piece in pieces
             ]
         context.final_res_batch = [task.result() for task in tasks]
-        await asyncio.to_thread(chunks.post_process_online, context)
+        await in_thread(chunks.post_process_online, context)
         (output,) = context.final_res_batch
         return output
 

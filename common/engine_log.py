@@ -5,6 +5,7 @@ both the stages and the root cause exist in the children's output alone.
 """
 
 import collections
+import contextlib
 import math
 import os
 import re
@@ -48,6 +49,11 @@ STAGES = (
 )
 
 
+def _closed_by(undo: contextlib.ExitStack, descriptor: int) -> int:
+    undo.callback(os.close, descriptor)
+    return descriptor
+
+
 class EngineLog:
     """A context in which file descriptor 2 is a pipe, so that processes started inside write to it.
 
@@ -62,14 +68,18 @@ class EngineLog:
         self._stderr = -1
 
     def __enter__(self) -> Self:
-        self._stderr = os.dup(2)
-        read_end, write_end = os.pipe()
+        # All that may fail comes before stderr is another: a pipe that nobody reads holds up who writes to it.
+        with contextlib.ExitStack() as undo:
+            self._stderr = _closed_by(undo, os.dup(2))
+            read_end, write_end = (_closed_by(undo, end) for end in os.pipe())
+            passed_on = _closed_by(undo, os.dup(2))
+            self._thread = threading.Thread(
+                target=self._follow, args=(read_end, passed_on), name="engine-log", daemon=True
+            )
+            self._thread.start()
+            undo.pop_all()
         os.dup2(write_end, 2)
         os.close(write_end)
-        self._thread = threading.Thread(
-            target=self._follow, args=(read_end, os.dup(self._stderr)), name="engine-log", daemon=True
-        )
-        self._thread.start()
         return self
 
     def __exit__(

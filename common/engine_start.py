@@ -105,6 +105,9 @@ async def _start(plan: LoadPlan, clock: StageClock, frontends: Frontends, socket
         except InvalidRequest:
             raise
         except Exception as error:
+            if not building.done():  # it was not the build that failed
+                await to_its_end(_abandon(building))
+                raise
             await asyncio.to_thread(leave_ray)
             await kill(_processes_of_the_load())
             unregister_vllm_metrics()

@@ -4,7 +4,6 @@ The loop is the one of vLLM's own OpenAI server, which is what answers are compa
 DELTA outputs; a whole answer for FINAL_ONLY, so that nothing is done per token.
 """
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -18,6 +17,7 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 
 from common import request_context
 from common.clock import Clock, ObservedClock
+from common.concurrency import in_thread
 from common.detokenization import TokenByToken, may_hold_back, reads_one_token
 from common.generator import Generator
 from common.grammar import check_tools
@@ -76,7 +76,7 @@ class Run:
                 text, token_ids, prompt_ids = completion.text, completion.token_ids, output.prompt_token_ids
                 if self._generator.reads_ids and self._token_by_token and isinstance(completion.stop_reason, str):
                     # In a thread, since all of an answer is detokenized once more.
-                    pieces = await asyncio.to_thread(self._token_by_token.pieces, output)
+                    pieces = await in_thread(self._token_by_token.pieces, output)
                     token_ids = [number for _, ids, _ in pieces for number in ids]
         reasoning: str | None = None
         content: str | None = text
@@ -168,7 +168,7 @@ class Run:
             )
             params = request.openai.to_sampling_params(max_tokens, generator.default_sampling)
             if request.has_tools and params.structured_outputs is not None:
-                await asyncio.to_thread(check_tools, params.structured_outputs)
+                await in_thread(check_tools, params.structured_outputs)
             if parser is not None and (reads_one_token(parser) or may_hold_back(params)):
                 self._token_by_token = TokenByToken(
                     generator.llm.get_tokenizer(), params, prompt_ids, tells_ids=generator.reads_ids
@@ -207,7 +207,7 @@ class Run:
         """In a thread where an answer comes in one piece, with tenths of a millisecond for each of its tokens."""
         asked = completion.token_ids, completion.logprobs or [], top
         many = len(completion.token_ids) > _MANY_LOGPROBS
-        self.logprobs += await asyncio.to_thread(logprob_texts, *asked) if many else logprob_texts(*asked)
+        self.logprobs += await in_thread(logprob_texts, *asked) if many else logprob_texts(*asked)
 
     def _count(self, output: RequestOutput) -> None:
         completion = output.outputs[0]

@@ -13,6 +13,7 @@ import regex
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.renderers.online_renderer import OnlineRenderer
 
+from common.concurrency import in_thread
 from common.errors import InvalidRequest
 from common.tokens import MOST_CHARACTERS
 
@@ -29,7 +30,7 @@ async def render_chat(renderer: OnlineRenderer, chat: ChatCompletionRequest) -> 
         InvalidRequest: it would hold up all other requests.
 
     """
-    return await asyncio.to_thread(_rendered, renderer, chat)
+    return await in_thread(_rendered, renderer, chat)
 
 
 def _rendered(renderer: OnlineRenderer, chat: ChatCompletionRequest) -> Any:

@@ -14,6 +14,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.model_loader import get_model_cls
 from vllm.transformers_utils.processor import get_video_processor_cls_name
 
+from common.concurrency import in_thread
 from common.errors import BackendError, InvalidRequest, Unsupported
 from common.media import MODALITIES, Item, fields_of, place_in_prompt
 from common.media_connector import Connector
@@ -39,7 +40,7 @@ async def raw_prompt(text: str, items: Sequence[Item], renderer: Any) -> Any:
             if count := sum(item.modality == modality for item in items):
                 info.validate_num_items(modality, count)
         # In a thread: a prompt may have a million markers.
-        text, items = await asyncio.to_thread(place_in_prompt, text, items, *_placeholders(renderer, items))
+        text, items = await in_thread(place_in_prompt, text, items, *_placeholders(renderer, items))
         config = renderer.model_config
         connector = Connector(
             config.multimodal_config.media_io_kwargs,

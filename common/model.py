@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 from common import engine_start, gguf, joined, reply, tokens
-from common.concurrency import to_its_end
+from common.concurrency import in_thread, to_its_end
 from common.embedding import Embedder
 from common.engine import Engine
 from common.engine_args import LoadPlan, plan_load
@@ -90,8 +90,7 @@ class Model:
                 await engine.unless_lost(frontends.attach(joined.seats(engine.shared, plan, engine.parsers)))
             await asyncio.to_thread(give_memory_back)
         except BaseException:
-            await to_its_end(frontends.detach())
-            await to_its_end(engine.stop(timeout=0))
+            await to_its_end(_give_up(engine, frontends))
             raise
         return model
 
@@ -250,8 +249,16 @@ class Model:
         )
 
 
+async def _give_up(engine: Engine, frontends: Frontends) -> None:
+    """End a load behind its engine's start. In one piece: a second cancellation must not come between."""
+    try:
+        await frontends.detach()
+    finally:
+        await engine.stop(timeout=0)
+
+
 async def _read(read: Callable[..., T], options: pb.PredictOptions, **how: Any) -> T:
     """`read(options, **how)`, in a thread where that takes long."""
     if is_heavy(options):
-        return await asyncio.to_thread(read, options, **how)
+        return await in_thread(read, options, **how)
     return read(options, **how)

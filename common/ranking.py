@@ -19,7 +19,7 @@ from vllm.renderers.chat_utils import ChatTemplateConfig
 from vllm.renderers.inputs.preprocess import extract_prompt_len
 from vllm.tasks import SCORE_TYPE_MAP
 
-from common.concurrency import task_group
+from common.concurrency import in_thread, task_group
 from common.engine import Engine
 from common.errors import InvalidRequest, LoadFailed
 from common.lora import Adapters
@@ -162,7 +162,7 @@ class Ranker:
         document = await self._pool(field, engine_input)
         outputs = [*[await task for task in query], document]
         # Compared as they come: to keep one vector per token of all documents would take much memory.
-        return await asyncio.to_thread(self._compare, dataclasses.replace(context, final_res_batch=outputs))
+        return await in_thread(self._compare, dataclasses.replace(context, final_res_batch=outputs))
 
     def _compare(self, context: PoolingServeContext) -> list[float]:
         self._processor.post_process_online(context)

@@ -4,7 +4,6 @@ Prompt and candidates are tokenised apart and their ids put behind each other, s
 space that a tokenizer reads before every text is none of a candidate's.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -18,7 +17,7 @@ from vllm.renderers.params import TokenizeParams
 from vllm.tokenizers.detokenizer_utils import convert_prompt_ids_to_tokens, detokenize_incrementally
 
 from common import request_context
-from common.concurrency import task_group
+from common.concurrency import in_thread, task_group
 from common.engine import Engine
 from common.errors import ENGINE_STOPPING, EngineGone, InvalidRequest
 from common.logprobs import LOWEST
@@ -82,12 +81,12 @@ class Scorer:
             admit(self._llm)
             adapter = self._adapters.pick("")
             prompt, candidates = await self._tokens(request)
-            plan = await asyncio.to_thread(self._scoring.plan, prompt, candidates)
+            plan = await in_thread(self._scoring.plan, prompt, candidates)
             admit(self._llm, len(plan.probes))
             outputs = await self._ask_all(plan.probes, adapter)
         # In a thread: there may be a million tokens.
         tokenizer = self._llm.renderer.get_tokenizer() if request.include_token_logprobs else None
-        return await asyncio.to_thread(
+        return await in_thread(
             _response, prompt, candidates, plan, outputs, tokenizer, normalize=request.length_normalize
         )
 

@@ -1,6 +1,5 @@
 """TokenClassify: the entities of a text, with their UTF-8 byte offsets."""
 
-import asyncio
 import dataclasses
 import itertools
 import math
@@ -12,6 +11,7 @@ from vllm import PoolingParams
 from vllm.inputs import TokensPrompt, tokens_input
 from vllm.renderers.params import TokenizeParams
 
+from common.concurrency import in_thread
 from common.engine import Engine
 from common.errors import InvalidRequest, Unsupported
 from common.lora import Adapters
@@ -60,7 +60,7 @@ class TokenClassifier:
             return pb.TokenClassifyResponse()
         admit(self._llm)
         with translated("text"):
-            encoding = await asyncio.to_thread(self._encode, text)
+            encoding = await in_thread(self._encode, text)
             output = await pool(
                 self._llm,
                 tokens_input(encoding["input_ids"]),
@@ -68,7 +68,7 @@ class TokenClassifier:
                 PoolingParams(task="token_classify", use_activation=False),
                 lora_request=self._adapters.pick(""),
             )
-        return await asyncio.to_thread(self._response, text, threshold, encoding, output.outputs.data)
+        return await in_thread(self._response, text, threshold, encoding, output.outputs.data)
 
     def _encode(self, text: str) -> Any:
         """What the tokenizer makes of `text`, which has to fit the model's context."""

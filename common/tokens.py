@@ -1,6 +1,5 @@
 """Text -> token ids and back, by the tokenizer and the template that generation uses."""
 
-import asyncio
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from vllm.renderers.params import TokenizeParams
 from vllm.utils.mistral import is_mistral_tokenizer
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from common.concurrency import in_thread
 from common.errors import InvalidRequest
 from common.media import Item, media_items
 from common.media_prompt import named, raw_prompt
@@ -78,7 +78,7 @@ async def tokenize(llm: AsyncLLM, prompt: Prompt, generator: "Generator | None" 
         _check_text(prompt.field, content)
     else:
         # In a thread: there may be a million values.
-        await asyncio.to_thread(_check_chat, content)
+        await in_thread(_check_chat, content)
     with translated(prompt.field), named(prompt.media):
         if isinstance(content, str):
             lower_case = (llm.model_config.encoder_config or {}).get("do_lower_case", False)
@@ -123,7 +123,7 @@ async def detokenize(llm: AsyncLLM, token_ids: Sequence[int]) -> str:
     field, size = "tokens", llm.model_config.get_vocab_size()
     with translated(field):
         if len(token_ids) > MANY_IDS:
-            ids = await asyncio.to_thread(checked_ids, field, token_ids, size)
+            ids = await in_thread(checked_ids, field, token_ids, size)
         else:
             ids = checked_ids(field, token_ids, size)
         # Runs in the renderer's pool; vLLM gives it no public name.

@@ -1,10 +1,13 @@
 """Work that a cancellation of its caller does not stop, and work that a failure does."""
 
 import asyncio
+import contextvars
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from common.concurrency import task_group, to_its_end
+from common.concurrency import in_thread, task_group, to_its_end
 
 
 async def test_the_result() -> None:
@@ -83,3 +86,19 @@ async def test_a_cancelled_group_is_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_request_has_threads_of_its_own() -> None:
+    """Also where all of asyncio's are busy."""
+    said: contextvars.ContextVar[str] = contextvars.ContextVar("said")
+    said.set("here")
+    go_on = threading.Event()
+
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    held = [asyncio.create_task(asyncio.to_thread(go_on.wait, 10)) for _ in range(3)]
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(in_thread(lambda add: said.get() + add, add=" and there"), 5) == "here and there"
+    go_on.set()
+    await asyncio.gather(*held)
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(lambda: 1 // 0)

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
+import psutil
 import pytest
 
 from common.engine_log import KEPT_LINES, STAGES, EngineLog, StageClock, root_cause
@@ -194,6 +196,21 @@ def test_a_child_that_lives_on_is_still_followed(capfd: pytest.CaptureFixture[st
     process.communicate(b"\n")
     assert log.lines(wait=10) == ["early", "late"]
     assert capfd.readouterr().err == "early\nlate\n"
+
+
+def test_one_that_cannot_begin_changes_nothing(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    before = psutil.Process().num_fds()
+    with pytest.raises(RuntimeError, match="new thread"):
+        EngineLog().__enter__()
+    assert psutil.Process().num_fds() == before
+    os.write(2, b"seen\n")
+    assert capfd.readouterr().err == "seen\n"
 
 
 def test_lines_can_be_forgotten() -> None:

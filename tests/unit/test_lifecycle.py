@@ -23,6 +23,7 @@ from common.errors import (
     ModelNotLoaded,
     Unsupported,
 )
+from common.frontends import Alone
 from common.pb import backend_pb2 as pb
 
 
@@ -448,6 +449,44 @@ async def test_a_dead_engine_ends_the_process(lifecycle: Lifecycle, ending: Endi
         await lifecycle.load(options("b"))
     lifecycle.drain()
     assert state_of(lifecycle) is State.FAILED
+
+
+async def test_a_death_whose_cause_cannot_be_looked_for_ends_the_process(
+    lifecycle: Lifecycle, ending: Ending, watching: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cause_of_death(_model: FakeModel) -> str:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(FakeModel, "cause_of_death", cause_of_death)
+    await lifecycle.load(options())
+    vars(lifecycle.model_for(""))["dead"] = True
+    assert await asyncio.wait_for(ending.asked(), 5) == "the engine died: OSError where the cause was looked for"
+
+
+async def test_the_others_hear_of_a_death_in_a_drain(
+    lifecycle: Lifecycle, ending: Ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    over = asyncio.Event()
+
+    class Others(Alone):
+        async def idle(self) -> None:
+            await over.wait()
+
+        async def engine_died(self) -> None:
+            told.append("engine_died")
+            over.set()
+
+    monkeypatch.setattr("backend.lifecycle._WATCH_INTERVAL", 0.005)
+    monkeypatch.setattr(lifecycle, "_frontends", Others())
+    await lifecycle.load(options())
+    lifecycle.drain()
+    idle = asyncio.create_task(lifecycle.idle())
+    await asyncio.sleep(0.03)
+    assert not told
+    vars(lifecycle)["_model"].dead = True
+    await asyncio.wait_for(idle, 5)
+    assert told == ["engine_died"]
 
 
 async def test_an_engine_that_dies_while_other_options_are_read_gets_no_successor(

@@ -1,5 +1,6 @@
 """The front of the package, as far as it goes without an engine."""
 
+import asyncio
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import pytest
 from vllm.multimodal.parse import MultiModalDataParser
 
-from common import media_prompt
+from common import engine_start, media_prompt
 from common import model as room
 from common.abilities import Abilities
-from common.errors import InvalidRequest
+from common.engine_log import StageClock
+from common.errors import InvalidRequest, LoadFailed
+from common.frontends import Alone
 from common.model import LoadPlan, Model
 from common.pb import backend_pb2 as pb
 
@@ -90,3 +93,35 @@ async def test_what_takes_long_is_read_outside_the_event_loop(
     with pytest.raises(InvalidRequest):
         await anext(model.predict_stream(options))
     assert [reader != threading.get_ident() for reader in readers] == [in_a_thread] * 2
+
+
+async def test_a_load_that_is_given_up_twice_leaves_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    detaching, go_on, stopped = asyncio.Event(), asyncio.Event(), []
+
+    class Others(Alone):
+        async def detach(self) -> None:
+            detaching.set()
+            await go_on.wait()
+
+    async def start(*_: Any) -> Any:
+        async def stop(timeout: float) -> None:
+            stopped.append(timeout)
+
+        return SimpleNamespace(stop=stop)
+
+    def fail(*_: Any) -> None:
+        raise LoadFailed("no parser")
+
+    monkeypatch.setattr(engine_start, "start", start)
+    monkeypatch.setattr(Model, "__init__", fail)
+    plan: Any = SimpleNamespace(gguf=None)
+    loading = asyncio.create_task(Model.load(plan, StageClock(lambda *_: None), Others()))
+    await asyncio.wait_for(detaching.wait(), 5)
+    for _ in range(2):
+        loading.cancel()
+        await asyncio.sleep(0)
+    assert not stopped
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(loading, 5)
+    assert stopped == [0]
