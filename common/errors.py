@@ -44,7 +44,7 @@ class IdentityMismatch(BackendError):
     """`ModelIdentity` names another model. The orchestrator looks for the words in the text."""
 
     def __init__(self, asked: str, loaded: str) -> None:
-        super().__init__(f"model identity mismatch: the request is for {asked!r}, {loaded!r} is loaded")
+        super().__init__(f"model identity mismatch: the request is for {asked[:200]!r}, {loaded!r} is loaded")
 
 
 class Overloaded(BackendError):

@@ -152,7 +152,7 @@ class Adapters:
             return None
         if name not in self._requests:
             allowed = ", ".join([*self._requests, f"{NONE} for the base model"])
-            raise InvalidRequest(REQUEST_FIELD, f"no adapter {name!r} is loaded; use {allowed}")
+            raise InvalidRequest(REQUEST_FIELD, f"no adapter {name[:80]!r} is loaded; use {allowed}")
         return self._requests[name]
 
     @property

@@ -5,6 +5,7 @@ Nothing is fetched or decoded here; `media_connector` does that. No text raised 
 
 import base64
 import re
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from common.pb import backend_pb2 as pb
 MODALITIES = {"Images": "image", "Videos": "video", "Audios": "audio"}
 # The orchestrator's own, which its default template for media writes.
 MARKER = "<__media__>"
-_MARKER = re.compile(r"(<__media__>|\[vid-\d{1,9}\])")
+_MARKER = re.compile(r"<__media__>|\[vid-\d{1,9}\]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _PATH_MAX = 4096
 # In each field; vLLM takes 999 of a modality, and looks at each before it counts them.
@@ -96,14 +97,15 @@ def place(messages: list[dict[str, Any]], items: Sequence[Item]) -> None:
     users = [message for message in messages if message["role"] == "user"]
     if not users:
         raise InvalidRequest(items[0].where, "there is no message of the role user that it could belong to")
-    unplaced = list(items)
+    unplaced = _Unplaced(items)
     for message in users:
         if _MARKER.search(message["content"]):
             message["content"] = list(_parts(message["content"], unplaced))
-    if unplaced:
+    if rest := unplaced.rest():
         content = users[-1]["content"]
-        text = list(_parts(content, [])) if isinstance(content, str) else content
-        users[-1]["content"] = [*(item.part for item in unplaced), *text]
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}] if content else []
+        users[-1]["content"] = [*(item.part for item in rest), *content]
 
 
 def place_in_prompt(
@@ -122,27 +124,31 @@ def place_in_prompt(
 
     """
     pattern = "|".join([_MARKER.pattern, *(f"({re.escape(text)})" for text in sorted(own, key=len, reverse=True))])
-    unplaced = list(items)
+    unplaced = _Unplaced(items)
     pieces: list[tuple[str, Item | None]] = []
-    for piece in filter(None, re.split(pattern, prompt)):
-        modality = own.get(piece)
-        item = next((item for item in unplaced if item.modality == modality), None) or _marked(piece, unplaced)
-        if item:
-            unplaced.remove(item)
-        pieces.append((piece, item))
-    written = {own[piece] for piece, _ in pieces if piece in own}
-    front = [item for item in unplaced if item.modality not in written]
+    written: set[str] = set()
+    begin = 0
+    for marker in re.finditer(pattern, prompt):
+        if modality := own.get(marker[0]):
+            written.add(modality)
+        if item := (modality and unplaced.next_of(modality)) or unplaced.marked(marker[0]):
+            pieces += [(prompt[begin : marker.start()], None), (marker[0], item)]
+            begin = marker.end()
+    pieces.append((prompt[begin:], None))
+    rest = unplaced.rest()
+    front = [item for item in rest if item.modality not in written]
     text: list[str] = []
     order: list[Item] = []
+    numbers: Counter[str] = Counter()
     for piece, item in [*(("", item) for item in front), *pieces]:
         if item:
             order.append(item)
+            numbers[item.modality] += 1
         if item and piece not in own:
-            number = sum(other.modality == item.modality for other in order)
-            text.append(placeholder(item.modality, number) or "")
+            text.append(placeholder(item.modality, numbers[item.modality]) or "")
         else:
             text.append(piece)
-    return "".join(text), [*order, *(item for item in unplaced if item.modality in written)]
+    return "".join(text), [*order, *(item for item in rest if item.modality in written)]
 
 
 def _url(where: str, modality: str, text: str) -> str:
@@ -174,28 +180,41 @@ def _first_bytes(text: str) -> bytes:
         return b""
 
 
-def _parts(text: str, unplaced: list[Item]) -> Iterator[dict[str, Any]]:
-    """The parts of a text with markers, no two of them text; takes the items that it uses out of `unplaced`."""
-    said: list[str] = []
-    for piece in filter(None, _MARKER.split(text)):
-        item = _marked(piece, unplaced)
-        if item is None:
-            said.append(piece)
-            continue
-        unplaced.remove(item)
-        if said:
-            yield {"type": "text", "text": "".join(said)}
-            said = []
-        yield item.part
-    if said:
-        yield {"type": "text", "text": "".join(said)}
+class _Unplaced:
+    """The items that have no place yet. There may be millions of markers: none of them looks at all items."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = {item.where: item for item in items}
+        self._queues = {each: deque(item for item in items if item.modality == each) for each in MODALITIES.values()}
+
+    def next_of(self, modality: str) -> Item | None:
+        """Take the first one of `modality`."""
+        queue = self._queues.get(modality, deque())
+        while queue:
+            if item := self._items.pop(queue.popleft().where, None):
+                return item
+        return None
+
+    def marked(self, marker: str) -> Item | None:
+        """Take the one that `marker` stands for; a model's own placeholder stands for none."""
+        if marker == MARKER:
+            return self.next_of("audio") or self.next_of("image")
+        number = marker.removeprefix("[vid-").removesuffix("]")
+        return self._items.pop(f"Videos[{int(number)}]", None) if number.isdecimal() else None
+
+    def rest(self) -> list[Item]:
+        """Those that are left, in their order."""
+        return list(self._items.values())
 
 
-def _marked(piece: str, items: Iterable[Item]) -> Item | None:
-    if piece == MARKER:
-        sounds_first = sorted(items, key=lambda item: item.modality)
-        return next((item for item in sounds_first if item.modality != "video"), None)
-    if _MARKER.fullmatch(piece):
-        number = int(piece[len("[vid-") : -1])
-        return next((item for item in items if item.where == f"Videos[{number}]"), None)
-    return None
+def _parts(text: str, unplaced: _Unplaced) -> Iterator[dict[str, Any]]:
+    """The parts of a text with markers, no two of them text; a marker that takes nothing is text as well."""
+    begin = 0
+    for marker in _MARKER.finditer(text):
+        if item := unplaced.marked(marker[0]):
+            if begin < marker.start():
+                yield {"type": "text", "text": text[begin : marker.start()]}
+            begin = marker.end()
+            yield item.part
+    if begin < len(text):
+        yield {"type": "text", "text": text[begin:]}

@@ -22,7 +22,7 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 # By what is there OpenMP (LLVM's, Intel's) tells its copies in a process apart; it removes it at a C program's own end.
 _REGISTRATIONS = "/dev/shm"  # noqa: S108  # its choice
-_REGISTRATION = re.compile(r"__KMP_REGISTERED_LIB_(?P<pid>\d+)_(?P<user>\d+)")
+_REGISTRATION = re.compile(r"__KMP_REGISTERED_LIB_(?P<pid>\d{1,7})_(?P<user>\d{1,10})")
 # How multiprocessing starts its tracker, behind `-c`.
 _TRACKER = "from multiprocessing.resource_tracker import main"
 # It begins to remove what was registered as soon as the last of its processes is gone.
@@ -180,6 +180,8 @@ def _is_gone(pid: int) -> bool:
         return not psutil.pid_exists(pid) or has_ended(psutil.Process(pid))
     except psutil.NoSuchProcess:
         return True
+    except psutil.Error:  # such as another user's, which nothing may be asked of
+        return False
 
 
 async def outlive_trackers() -> None:

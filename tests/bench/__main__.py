@@ -122,7 +122,8 @@ def _turn(cell: Cell, system: System, ask: Ask) -> tuple[Round, set[tuple[int, i
         cpu = system.cpu() - before
         memory = system.memory()
     except SystemFailedError as error:
-        raise SystemFailedError(f"{system.name}, {cell.streams} at once, {ask.tokens} tokens: {error}") from error
+        asked = f"{system.name}, {cell.streams} at once, {ask.tokens} tokens"
+        raise SystemFailedError(f"{asked}: {error}\n{system.log()}") from error
     finally:
         system.pause()
     lengths = {system.tokens(ask, bytes.fromhex(last)) for turn in turns for last in turn.last}

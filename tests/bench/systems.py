@@ -25,6 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LOAD_SECONDS = 240.0
 _STOP_SECONDS = 15.0
 _LOAD_POLL_SECONDS = 0.25
+_LOG_BYTES = 6000
 
 
 class SystemFailedError(Exception):
@@ -141,15 +142,19 @@ class System(ABC):
             process = psutil.Process(self.pid)
             self._left |= {process, *process.children(recursive=True)}
 
+    def log(self) -> str:
+        """The end of what it has written to stderr."""
+        # By position: to seek would move its own place, too.
+        written = os.fstat(self._stderr.fileno()).st_size
+        return os.pread(self._stderr.fileno(), _LOG_BYTES, max(written - _LOG_BYTES, 0)).decode(errors="replace")
+
     def wait_until(self, is_ready: Callable[[], bool]) -> None:
         """Poll until it is; raises SystemFailedError with its log where it ends before, or after `LOAD_SECONDS`."""
         deadline = time.monotonic() + LOAD_SECONDS
         while not is_ready():
             self._remember()
             if self.process.poll() is not None or time.monotonic() > deadline:
-                self._stderr.seek(0)
-                log = self._stderr.read()[-4000:].decode(errors="replace")
-                raise SystemFailedError(f"{self.name} did not become ready:\n{log}")
+                raise SystemFailedError(f"{self.name} did not become ready:\n{self.log()}")
             time.sleep(_LOAD_POLL_SECONDS)
 
 

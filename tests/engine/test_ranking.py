@@ -98,8 +98,21 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+async def refuses_many_pairs(model: Model, kind: str) -> None:
+    """Where the query is read with each document, it counts with each."""
+    request = pb.RerankRequest(query=QUERY, documents=["Paris"] * 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "MOST_OF_PAIRS", 2 * len(QUERY))
+        if kind in ("cross_encoder", "judge"):
+            with pytest.raises(InvalidRequest, match="each with the query"):
+                await model.rerank(request)
+        else:
+            assert len((await model.rerank(request)).results) == 2
+
+
 async def test_scores(engines: Engines, kind: str) -> None:
     model = await ranker(engines, kind)
+    await refuses_many_pairs(model, kind)
     path, reference = KINDS[kind]
     tokenizer = AutoTokenizer.from_pretrained(folder(path))
     with torch.inference_mode():

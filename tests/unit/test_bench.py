@@ -17,7 +17,8 @@ import grpc
 import pytest
 
 from tests.bench import client, plan, report, servers
-from tests.bench.__main__ import main
+from tests.bench.__main__ import _turn, main
+from tests.bench.asks import Ask, Fleet
 from tests.bench.figures import (
     FIGURES,
     GRPC,
@@ -33,7 +34,7 @@ from tests.bench.figures import (
     figures,
     verdicts,
 )
-from tests.bench.observed import Stream, observed, percentile
+from tests.bench.observed import Observed, Stream, observed, percentile
 from tests.bench.systems import Player, System, SystemFailedError
 
 MANY = Cell("toy", "plain", 128, 128)
@@ -262,6 +263,29 @@ def test_who_asks_goes_on_after_a_refusal(grpc_port: int) -> None:
             assert player.play(asked).messages == 2 * 50
 
 
+class Refusing(System):
+    name = "refusing"
+
+    def argv(self) -> list[str]:
+        return [sys.executable, "-c", "import sys; print('no memory', file=sys.stderr, flush=True); input()"]
+
+    def wait_ready(self) -> None:
+        self.wait_until(lambda: "memory" in self.log())
+
+    def play(self, ask: Ask, streams: int, connections: int) -> Observed:
+        raise SystemFailedError("an answer without a message")
+
+    def tokens(self, ask: Ask, last: bytes) -> tuple[int, int]:
+        return 0, 0
+
+
+def test_a_system_that_fails_says_why() -> None:
+    with Refusing(Fleet(Path(), {}), 1) as system:
+        system.wait_ready()
+        with pytest.raises(SystemFailedError, match=r"^refusing, 128 at once, 128 tokens: an answer.*\nno memory"):
+            _turn(MANY, system, Ask("plain", "", 128, stream=True))
+
+
 def test_a_fleet_that_fails_does_not_end_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +301,7 @@ def test_a_fleet_that_fails_does_not_end_the_run(
         asked.append(cell)
         return measured(cell)
 
+    monkeypatch.setattr("tests.bench.__main__.signal.signal", lambda *_: None)  # they are pytest's
     monkeypatch.setattr("tests.bench.__main__.running", running)
     monkeypatch.setattr("tests.bench.__main__._measure", measure)
     monkeypatch.setattr("tests.bench.plan.ensure", Path)

@@ -88,17 +88,20 @@ async def test_a_cancelled_group_is_cancelled() -> None:
         await task
 
 
-async def test_a_request_has_threads_of_its_own() -> None:
+async def test_a_request_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where all of asyncio's are busy."""
     said: contextvars.ContextVar[str] = contextvars.ContextVar("said")
     said.set("here")
     go_on = threading.Event()
-
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
-    held = [asyncio.create_task(asyncio.to_thread(go_on.wait, 10)) for _ in range(3)]
-    await asyncio.sleep(0)
-    assert await asyncio.wait_for(in_thread(lambda add: said.get() + add, add=" and there"), 5) == "here and there"
-    go_on.set()
-    await asyncio.gather(*held)
+    with ThreadPoolExecutor(2) as few:
+        monkeypatch.setattr(asyncio.get_running_loop(), "_default_executor", few)
+        held = [asyncio.create_task(asyncio.to_thread(go_on.wait, 10)) for _ in range(3)]
+        await asyncio.sleep(0)
+        try:
+            found = await asyncio.wait_for(in_thread(lambda add: said.get() + add, add=" and there"), 5)
+        finally:
+            go_on.set()
+        assert found == "here and there"
+        await asyncio.gather(*held)
     with pytest.raises(ZeroDivisionError):
         await in_thread(lambda: 1 // 0)

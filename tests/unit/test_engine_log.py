@@ -1,5 +1,6 @@
 """What the engine's processes write: passed on, followed for stages, searched for the cause of a failure."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 
-import psutil
 import pytest
 
 from common.engine_log import KEPT_LINES, STAGES, EngineLog, StageClock, root_cause
@@ -205,10 +205,21 @@ def test_one_that_cannot_begin_changes_nothing(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    before = psutil.Process().num_fds()
+    ends: dict[int, int] = {}
+    make = os.pipe
+
+    def pipe() -> tuple[int, int]:
+        made = make()
+        ends.update((end, os.fstat(end).st_ino) for end in made)
+        return made
+
+    monkeypatch.setattr(os, "pipe", pipe)
     with pytest.raises(RuntimeError, match="new thread"):
         EngineLog().__enter__()
-    assert psutil.Process().num_fds() == before
+    assert len(ends) == 2
+    for end, pipe_id in ends.items():
+        with contextlib.suppress(OSError):  # closed, or something else's by now
+            assert os.fstat(end).st_ino != pipe_id
     os.write(2, b"seen\n")
     assert capfd.readouterr().err == "seen\n"
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from backend.ending import Ending
 from backend.health import MODEL, PROCESS
 from backend.lifecycle import Lifecycle, State
 from backend.server import SERVICE
-from tests.unit.test_server import FakeLifecycle, connected, serving, status
+from tests.unit.test_server import FakeLifecycle, connected, raw, serving, status
 
 ANSWER = health_pb2.HealthCheckResponse
 ENDING = (State.DRAINING, State.FAILED)
@@ -75,6 +76,30 @@ async def test_a_name_that_is_not_known(health: Any, service: str) -> None:
     assert '"backend.Backend"' in details
     async with watching(health, service) as call:
         assert (await call.read()).status == ANSWER.SERVICE_UNKNOWN
+
+
+async def test_a_name_that_is_not_known_is_let_go_at_once(lifecycle: Following) -> None:
+    """As any refused request, see `test_server`."""
+    name = "unknown-" + "x" * 50
+    data = health_pb2.HealthCheckRequest(service=name).SerializeToString()
+
+    def kept() -> bool:
+        requests = [seen for seen in gc.get_objects() if type(seen) is health_pb2.HealthCheckRequest]
+        return name in {request.service for request in requests}
+
+    gc.disable()
+    try:
+        async with serving(lifecycle) as addr, connected(addr) as channel:
+            code, _ = await status(raw(channel, "/grpc.health.v1.Health/Check", data))
+            assert code is grpc.StatusCode.NOT_FOUND
+            for _ in range(100):
+                if not kept():
+                    break
+                await asyncio.sleep(0.05)
+            else:
+                pytest.fail("kept for 5 s")
+    finally:
+        gc.enable()
 
 
 async def test_a_watch_hears_of_each_change_of_its_own(health: Any, lifecycle: Following) -> None:

@@ -14,6 +14,18 @@ HEAVY = ("vllm", "torch", "transformers", "xgrammar", "numpy")
 # What builds or ends an engine.
 CONSTRUCTORS = ("AsyncLLM", "LLM", "LLMEngine")
 FACTORIES = ("from_vllm_config", "from_engine_args")
+# Which work for one request only.
+REQUEST_ROOMS = (
+    "embedding",
+    "generation",
+    "harmony",
+    "media_prompt",
+    "ranking",
+    "scoring",
+    "speech",
+    "token_classification",
+    "tokens",
+)
 # Who does which.
 ENGINE_ROOMS = {"engine_start.py": {"from_vllm_config"}, "engine.py": {"shutdown"}}
 
@@ -76,6 +88,12 @@ def test_what_runs_before_the_port_is_open_is_light(module: str) -> None:
     assert module in loaded
     assert not loaded & {*HEAVY, "prometheus_client", "opentelemetry"}
     assert not [name for name in loaded if name.startswith("vllm.")]
+
+
+@pytest.mark.parametrize("room", REQUEST_ROOMS)
+def test_requests_leave_the_threads_of_asyncio_to_status_loads_and_the_end(room: str) -> None:
+    asked = {node.attr for node in nodes(ROOT / "common" / f"{room}.py") if isinstance(node, ast.Attribute)}
+    assert "to_thread" not in asked
 
 
 @pytest.mark.parametrize("path", [*sources("common"), *sources("backend")], ids=lambda path: path.name)

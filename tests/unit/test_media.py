@@ -151,7 +151,7 @@ def test_more_than_are_looked_at(field: str) -> None:
     options = pb.PredictOptions()
     getattr(options, field).extend(["AAAA"] * MOST_ITEMS)
     assert len(media_items(options)) == MOST_ITEMS
-    getattr(options, field).append("AAAA")
+    getattr(options, field).append("")
     with pytest.raises(InvalidRequest, match=f"^{field}: has 1001; use at most 1000$"):
         media_items(options)
 
@@ -285,6 +285,19 @@ def test_every_item_stays(pieces: list[str], media: str) -> None:
     text, ordered = place_in_prompt("".join(pieces), items, OWN, lambda modality, _: WRITTEN[modality])
     assert sorted(ordered, key=items.index) == list(items)
     assert text.count("hi") == pieces.count("hi")
+
+
+@pytest.mark.timeout(30)
+def test_a_marker_does_not_look_at_all_items() -> None:
+    """Where each of them does, these take minutes."""
+    items = media_items(pb.PredictOptions(Images=["AAAA"] * MOST_ITEMS))
+    text = "[vid-1]" * 500_000
+    messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
+    place(messages, items)
+    *media, last = messages[0]["content"]
+    assert media == [item.part for item in items]
+    assert last == {"type": "text", "text": text}
+    assert place_in_prompt(text, items, OWN, lambda *_: "") == (text, list(items))
 
 
 def test_nobody_to_have_it() -> None:

@@ -77,10 +77,10 @@ def test_models_without_a_processor_for_media(resamplers: dict[str, str], monkey
 async def test_what_takes_long_is_read_outside_the_event_loop(
     options: pb.PredictOptions, in_a_thread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readers: list[int] = []
+    readers: list[str] = []
 
     def read(*_args: Any, **_kwargs: Any) -> Any:
-        readers.append(threading.get_ident())
+        readers.append(threading.current_thread().name)
         raise InvalidRequest("Prompt", "enough")
 
     monkeypatch.setattr(room, "generation_request", read)
@@ -92,16 +92,13 @@ async def test_what_takes_long_is_read_outside_the_event_loop(
         await model.predict(options)
     with pytest.raises(InvalidRequest):
         await anext(model.predict_stream(options))
-    assert [reader != threading.get_ident() for reader in readers] == [in_a_thread] * 2
+    assert [reader.startswith("request") for reader in readers] == [in_a_thread] * 2
 
 
-async def test_a_load_that_is_given_up_twice_leaves_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    detaching, go_on, stopped = asyncio.Event(), asyncio.Event(), []
-
-    class Others(Alone):
-        async def detach(self) -> None:
-            detaching.set()
-            await go_on.wait()
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each engine had to stop that no model could be made of."""
+    stopped: list[float] = []
 
     async def start(*_: Any) -> Any:
         async def stop(timeout: float) -> None:
@@ -114,6 +111,28 @@ async def test_a_load_that_is_given_up_twice_leaves_no_engine(monkeypatch: pytes
 
     monkeypatch.setattr(engine_start, "start", start)
     monkeypatch.setattr(Model, "__init__", fail)
+    return stopped
+
+
+async def test_a_load_whose_others_cannot_leave_leaves_no_engine(stopped: list[float]) -> None:
+    class Others(Alone):
+        async def detach(self) -> None:
+            raise OSError(24, "Too many open files")
+
+    plan: Any = SimpleNamespace(gguf=None)
+    with pytest.raises(OSError, match="Too many"):
+        await Model.load(plan, StageClock(lambda *_: None), Others())
+    assert stopped == [0]
+
+
+async def test_a_load_that_is_given_up_twice_leaves_no_engine(stopped: list[float]) -> None:
+    detaching, go_on = asyncio.Event(), asyncio.Event()
+
+    class Others(Alone):
+        async def detach(self) -> None:
+            detaching.set()
+            await go_on.wait()
+
     plan: Any = SimpleNamespace(gguf=None)
     loading = asyncio.create_task(Model.load(plan, StageClock(lambda *_: None), Others()))
     await asyncio.wait_for(detaching.wait(), 5)

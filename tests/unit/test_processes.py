@@ -128,6 +128,21 @@ def test_what_openmp_leaves_of_a_process_that_nobody_has_waited_for(
         assert not left.exists()
 
 
+def test_what_no_process_of_ours_has_left(
+    registration: Callable[[int, int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may make such a file; and a process with its id may be another user's, of which nothing is told."""
+    impossible, foreign = registration(99_999_999_999, os.getuid()), registration(os.getppid(), os.getuid())
+
+    def denied(process: psutil.Process) -> str:
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "status", denied)
+    remove_registrations()
+    assert impossible.exists()
+    assert foreign.exists()
+
+
 async def test_a_killed_child_of_multiprocessing_leaves_no_pipe() -> None:
     child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
     child.start()

@@ -27,6 +27,11 @@ def test_pydantic_without_its_framing() -> None:
     assert "errors.pydantic.dev" not in words
 
 
+def test_of_a_long_name_the_beginning_is_compared() -> None:
+    name = "a" * 100
+    assert closest(name + "b" * 1000, [name, *map(str, range(20))]) == f"; did you mean {name}?"
+
+
 def test_the_nearest_name() -> None:
     assert closest("max_modl_len", ["dtype", "max_model_len"]) == "; did you mean max_model_len?"
     assert closest("zzz", ["dtype", "model"]) == "; use one of dtype, model"
