@@ -10,8 +10,9 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, NoReturn
 
+from backend.flag_values import SettingsError
 from backend.logs import configure_logging
-from backend.settings import Settings, SettingsError, parse_settings
+from backend.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
     import grpc

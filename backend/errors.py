@@ -27,20 +27,21 @@ STATUS_CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
-    """Status and text for the caller, logged at DEBUG; a bug of ours gets an id that the log has at ERROR too.
-
-    The log shows where, never the exception's own text, which may hold a prompt.
-    """
+    """Status and text for the caller, logged at DEBUG; a bug of ours gets an id that the log has at ERROR too."""
     for kind, code in STATUS_CODES:
         if isinstance(error, kind):
             text = _clipped(str(error) or type(error).__name__)
             logger.debug("%s: %s", code.name, text)
             return code, text
     incident = uuid.uuid4().hex[:12]
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("internal error %s: %s\n%s", incident, type(error).__name__, frames)
+    logger.error("internal error %s: %s", incident, traced(error))
     logger.debug("internal error %s: %s", incident, error)
     return grpc.StatusCode.INTERNAL, f"internal error {incident}; the server's log has the details"
+
+
+def traced(error: Exception) -> str:
+    """Which exception, and where it comes from, for the log; never its own text, which may hold a prompt."""
+    return "".join((type(error).__name__, "\n", *traceback.format_tb(error.__traceback__)))
 
 
 def _clipped(text: str) -> str:

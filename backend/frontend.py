@@ -15,10 +15,11 @@ import socket
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from backend.counters import Counters
+from backend.flag_values import SettingsError
 from backend.in_flight import InFlight
 from backend.lifecycle import UNRELATED, State
 from backend.peer import Peer, PeerGone, receive_first
-from backend.settings import Settings, SettingsError
+from backend.settings import Settings
 from common import orphan_watch
 from common.errors import EngineGone
 

@@ -10,12 +10,11 @@ from typing import Any, TypeAlias, cast
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import DecodeError
 
 from backend.accepting import UNKNOWN_PATH
 from backend.counters import Counters
+from backend.deserializing import Unread, forgiving
 from backend.errors import status_of
-from common.errors import InvalidRequest
 from common.request_context import request_id
 
 # Generic in its stubs, but not at run time.
@@ -24,10 +23,6 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]]
 
 # A label that callers could fill with words of their own would grow without end.
 UNKNOWN_METHOD = "unknown"
-# Wire types of protobuf, and the bytes of those that are always as long.
-_VARINT, _LENGTH = 0, 2
-_FIXED = {1: 8, 5: 4}
-_GROUP = (3, 4)
 # A caller's deadline reaches us rounded up by as much as this part of it, and some time after the call began.
 _ROUNDED = 0.01
 _ON_THE_WAY = 0.02
@@ -97,14 +92,14 @@ class StatusMapping(grpc.aio.ServerInterceptor):
             return None
         if not handler_call_details.method.startswith(self._prefix):
             return _readable(handler)
-        return _replaced(handler, lambda old: _mapped(old, self._explained), _forgiving)
+        return _replaced(handler, lambda old: _mapped(old, self._explained), forgiving)
 
 
 def _readable(handler: Any) -> "Handler":
     """A handler of gRPC's own services, with our answer to bytes that are no message."""
     if handler.request_deserializer is None:
         return cast("Handler", handler)
-    deserializer = _forgiving(handler.request_deserializer)
+    deserializer = forgiving(handler.request_deserializer)
     if handler.request_streaming:
         return grpc.stream_stream_rpc_method_handler(
             _refusing_stream(handler.stream_stream), deserializer, handler.response_serializer
@@ -115,7 +110,7 @@ def _readable(handler: Any) -> "Handler":
         )
 
     async def behaviour(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        if isinstance(request, _Unread):
+        if isinstance(request, Unread):
             await context.abort(*status_of(request.error))
         answer = handler.unary_unary(request, context)
         return await answer if inspect.isawaitable(answer) else answer
@@ -126,12 +121,12 @@ def _readable(handler: Any) -> "Handler":
 def _refusing_stream(behaviour: Any) -> Any:
     async def requests(given: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
         async for request in given:
-            if isinstance(request, _Unread):
+            if isinstance(request, Unread):
                 await context.abort(*status_of(request.error))
             yield request
 
     async def refusing(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        if isinstance(request, _Unread):
+        if isinstance(request, Unread):
             await context.abort(*status_of(request.error))
         answers = behaviour(requests(request, context) if hasattr(request, "__aiter__") else request, context)
         if inspect.isawaitable(answers):  # it writes to the context
@@ -195,73 +190,9 @@ def _end_of_cancelled(granted: float | None, remaining: float | None) -> grpc.St
     return grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-class _Unread:
-    """Stands for a request whose bytes are not made into a message."""
-
-    def __init__(self, problem: str) -> None:
-        self.error = InvalidRequest("request", problem)
-
-
-# Numbers that are packed, as all clients send them, count as one. 17 million empty messages fit into 50 MiB: they are
-# 2 GB, and a second in which nothing else is done.
-MOST_VALUES = 100_000
-_LARGE = 4 * 2**20
-_MALFORMED = _Unread("its bytes are not a message of this RPC's type")
-_CROWDED = _Unread(f"has more than {MOST_VALUES} values in its fields; use at most so many")
-
-
-def _forgiving(deserializer: Any) -> Any:
-    """gRPC answers bytes that it can't read with UNKNOWN and logs a traceback; they are the caller's mistake."""
-
-    def deserialize(data: bytes) -> Any:
-        if len(data) > _LARGE and _is_crowded(data):
-            return _CROWDED
-        try:
-            return deserializer(data)
-        except DecodeError:
-            return _MALFORMED
-
-    return deserialize
-
-
-def _is_crowded(data: bytes) -> bool:
-    """Whether a message on the wire has more than `MOST_VALUES` fields at its top; False where it is malformed."""
-    at, end = 0, len(data)
-    try:
-        for _ in range(MOST_VALUES):
-            if at >= end:
-                return False
-            key, at = _varint(data, at)
-            kind = key & 7
-            if kind == _VARINT:
-                _, at = _varint(data, at)
-            elif kind == _LENGTH:
-                length, at = _varint(data, at)
-                at += length
-            elif kind in _FIXED:
-                at += _FIXED[kind]
-            elif kind not in _GROUP:  # what is in a group counts as well
-                return False
-    except IndexError:
-        return False
-    return at < end
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at `at`, and where the next thing begins."""
-    number = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80 or shift > 63:
-            return number, at
-        shift += 7
-
-
 def _mapped(behaviour: Any, explained: Callable[[Exception], Awaitable[Exception]]) -> Any:
     async def mapped(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        if isinstance(request, _Unread):
+        if isinstance(request, Unread):
             return _end(context, *status_of(request.error))
         # Each RPC has a task, and so a context, of its own.
         request_id.set(getattr(request, "CorrelationId", ""))

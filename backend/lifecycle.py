@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from backend.death import Death
 from backend.ending import Ending
 from backend.in_flight import InFlight
 from backend.slow_import import import_in_thread
@@ -87,8 +88,7 @@ class Lifecycle:
         self._frontends = frontends
         self._model: Model | None = None
         self._identity = ""
-        self._death: asyncio.Future[str] | None = None
-        self._telling: asyncio.Task[None] | None = None
+        self._death = Death(ending, frontends)
         self._turn = asyncio.Lock()
         self._loads: set[asyncio.Task[None]] = set()
         self._requests = InFlight()
@@ -144,9 +144,8 @@ class Lifecycle:
         if self.state is State.DRAINING and isinstance(error, EngineGone):
             return EngineGone(SHUTTING_DOWN)
         self._notice_death()
-        if self._death is not None:
-            return EngineGone(await asyncio.shield(self._death))
-        return error
+        cause = await self._death.cause()
+        return error if cause is None else EngineGone(cause)
 
     async def check_health(self) -> None:
         """Return at once where the process is sound, with or without a model.
@@ -194,11 +193,9 @@ class Lifecycle:
 
     def fail(self, cause: str) -> None:
         """End the process for `cause`, though its engine may live: with it, at once; requests in flight hear why."""
-        if self._death is None and self.state is not State.DRAINING:
-            self._death = asyncio.get_running_loop().create_future()
-            self._death.set_result(cause)
+        if self.state not in (State.FAILED, State.DRAINING):
             self.state = State.FAILED
-            self._telling = asyncio.create_task(self._frontends.engine_died())
+            self._death.come_by(cause)
         self._ending.ask(cause, hurry=True)
 
     async def watch(self) -> None:
@@ -215,17 +212,18 @@ class Lifecycle:
 
     async def idle(self) -> None:
         """Wait until no request is in flight, here or in the other serving processes."""
-        telling = asyncio.create_task(self._tell_of_death())
+        watching = asyncio.create_task(self._watch_for_the_others())
         try:
             await asyncio.gather(self._requests.idle(), self._frontends.idle())
         finally:
-            telling.cancel()
+            watching.cancel()
 
-    async def _tell_of_death(self) -> None:
-        """End the others' requests, too, where the engine dies in a drain: they can't see that."""
-        while self._telling is None and self._model is not None:
+    async def _watch_for_the_others(self) -> None:
+        """An engine's death in a drain is no cause any more, but the others wait for it."""
+        while self._model is not None:
             if self._model.dead:
-                self._telling = asyncio.create_task(self._frontends.engine_died())
+                self._death.tell_the_others()
+                return
             await asyncio.sleep(_WATCH_INTERVAL)
 
     async def _load_in_turn(self, options: pb.ModelOptions) -> None:
@@ -292,15 +290,4 @@ class Lifecycle:
         if model is None or self.state is not State.READY or not model.dead:
             return
         self.state = State.FAILED
-
-        async def report() -> str:
-            self._telling = asyncio.create_task(self._frontends.engine_died())
-            try:
-                cause = f"the engine died: {await model.cause_of_death()}"
-            except Exception as error:  # such as no descriptor left to look with
-                logger.exception("the cause of the engine's death is not known")
-                cause = f"the engine died: {type(error).__name__} where the cause was looked for"
-            self._ending.ask(cause)
-            return cause
-
-        self._death = asyncio.create_task(report())
+        self._death.come_to(model)

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 
 from backend.counters import Counters
+from backend.flag_values import SettingsError
 from backend.lifecycle import Lifecycle
-from backend.settings import SettingsError
 from backend.sockets import resolved
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import tempfile
 
-from backend.settings import SettingsError
+from backend.flag_values import SettingsError
 from common import private_folders
 
 # What is put into the folder, at most.

@@ -8,10 +8,11 @@ from grpc_reflection.v1alpha import reflection
 
 from backend import accepting, completions, health
 from backend.counters import Counters
+from backend.flag_values import SettingsError
 from backend.interceptors import Authentication, Counting, StatusMapping
 from backend.lifecycle import Lifecycle
 from backend.servicer import BackendServicer
-from backend.settings import Settings, SettingsError
+from backend.settings import Settings
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 

@@ -3,11 +3,10 @@
 import argparse
 import dataclasses
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from backend.durations import duration
+from backend.flag_values import SettingsError, host_and_port, number, one_of, seconds, switch, whole
 from backend.versions import versions
 from common.admission import Limits
 
@@ -31,10 +30,6 @@ exit status: 0 after SIGTERM or SIGINT, 1 when the engine died or the parent wen
 # The variables are the orchestrator's, who sets them for all its backends.
 PARENT_WATCH = "LOCALAI_BACKEND_PARENT_WATCH"
 PARENT_WATCH_INTERVAL = "LOCALAI_BACKEND_PARENT_WATCH_INTERVAL"
-
-
-class SettingsError(Exception):
-    """A flag or environment variable that can't be used; the text names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +168,6 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
     parser.add_argument(
         "--channelz",
         action="store_true",
-        default=None,
         help="serve grpc.channelz.v1, gRPC's statistics of connections; needs grpcio-channelz (BACKEND_CHANNELZ=1)",
     )
     parser.add_argument(
@@ -188,36 +182,28 @@ def parse_settings(argv: Sequence[str], environ: Mapping[str, str] = os.environ)
         sys.exit(0)
     if flags.addr is None and flags.check is None:
         parser.error("the following arguments are required: --addr")
-    log_level = flags.log_level.lower()
-    if log_level not in LOG_LEVELS:
-        msg = f"--log-level {flags.log_level}: use one of {', '.join(LOG_LEVELS)}"
-        raise SettingsError(msg)
-    log_format = flags.log_format.lower()
-    if log_format not in LOG_FORMATS:
-        msg = f"--log-format {flags.log_format}: use one of {', '.join(LOG_FORMATS)}"
-        raise SettingsError(msg)
-    frontends = int(_number("--frontends", flags.frontends, 1, MOST_FRONTENDS, whole=True))
+    frontends = whole("--frontends", flags.frontends, 1, MOST_FRONTENDS)
     if frontends > 1 and flags.addr is not None and flags.addr.startswith("unix:"):
         msg = f"--frontends {frontends}: needs HOST:PORT; several processes can't listen on {flags.addr}"
         raise SettingsError(msg)
     return Settings(
         frontends=frontends,
         addr="" if flags.addr is None else _address(flags.addr),
-        max_message_mib=int(_number("--max-message-mib", flags.max_message_mib, 1, 2047, whole=True)),
-        log_level=log_level,
-        drain_seconds=_number("--drain-seconds", flags.drain_seconds, 0, 600),
-        shutdown_timeout=_number("--shutdown-timeout", flags.shutdown_timeout, 0, 600),
-        log_format=log_format,
+        max_message_mib=whole("--max-message-mib", flags.max_message_mib, 1, 2047),
+        log_level=one_of("--log-level", flags.log_level, LOG_LEVELS),
+        drain_seconds=number("--drain-seconds", flags.drain_seconds, 0, 600),
+        shutdown_timeout=number("--shutdown-timeout", flags.shutdown_timeout, 0, 600),
+        log_format=one_of("--log-format", flags.log_format, LOG_FORMATS),
         limits=Limits(
             running=_limit("--max-running-requests", flags.max_running_requests, 1),
             waiting=_limit("--max-waiting-requests", flags.max_waiting_requests, 0),
             waiting_tokens=_limit("--max-waiting-tokens", flags.max_waiting_tokens, 1),
         ),
         parent_watch=_parent_watch(environ),
-        metrics_addr=_host_and_port("--metrics-addr", flags.metrics_addr) if flags.metrics_addr else None,
+        metrics_addr=host_and_port("--metrics-addr", flags.metrics_addr) if flags.metrics_addr else None,
         auth_token=_token(environ.get("LOCALAI_GRPC_AUTH_TOKEN", "")),
         tls=_tls(flags.tls_cert, flags.tls_key, flags.tls_client_ca),
-        channelz=_switch("BACKEND_CHANNELZ", environ.get("BACKEND_CHANNELZ", "")) if flags.channelz is None else True,
+        channelz=flags.channelz or switch("BACKEND_CHANNELZ", environ.get("BACKEND_CHANNELZ") or "0"),
         check=flags.check,
     )
 
@@ -241,53 +227,19 @@ def _tls(cert: str | None, key: str | None, client_ca: str | None) -> TlsFiles |
     return None
 
 
-def _switch(name: str, text: str) -> bool:
-    if text.lower() not in ("", "0", "1", "false", "true"):
-        msg = f"{name} {text}: use 1, 0, true or false"
-        raise SettingsError(msg)
-    return text.lower() in ("1", "true")
-
-
 def _address(text: str) -> str:
     if text.startswith("unix:"):
         if not text.removeprefix("unix:").removeprefix("//"):
             raise SettingsError("--addr unix: needs a path after the colon")
         return text
-    return _host_and_port("--addr", text, "or unix:PATH")
-
-
-def _host_and_port(flag: str, text: str, otherwise: str = "") -> str:
-    match = re.fullmatch(r"(\[[^\[\]]+\]|[^\[\]]+):([0-9]{1,5})", text)
-    if not match or int(match[2]) > 65535:
-        allowed = ["HOST:PORT with a port from 0 to 65535", "[IPv6]:PORT", otherwise]
-        msg = f"{flag} {text}: use {', '.join(filter(None, allowed))}"
-        raise SettingsError(msg)
-    host = match[1] if ":" not in match[1] or match[1].startswith("[") else f"[{match[1]}]"
-    return f"{host}:{int(match[2])}"
+    return host_and_port("--addr", text, "or unix:PATH")
 
 
 def _parent_watch(environ: Mapping[str, str]) -> float | None:
     if environ.get(PARENT_WATCH, "").strip().lower() in ("false", "0", "no", "off"):
         return None
-    text = environ.get(PARENT_WATCH_INTERVAL, "").strip() or "2s"
-    seconds = duration(text)
-    if seconds is None or not 0.001 <= seconds <= 3600:
-        msg = f"{PARENT_WATCH_INTERVAL}={text}: use a duration like 500ms, 2s or 1m30s, or seconds, from 1ms to 1h"
-        raise SettingsError(msg)
-    return seconds
+    return seconds(PARENT_WATCH_INTERVAL, environ.get(PARENT_WATCH_INTERVAL, "").strip() or "2s", 0.001, 3600)
 
 
 def _limit(flag: str, text: str | None, low: int) -> int | None:
-    return None if text is None else int(_number(flag, text, low, 10**9, whole=True))
-
-
-def _number(flag: str, text: str, low: float, high: float, *, whole: bool = False) -> float:
-    try:
-        value = int(text) if whole else float(text)
-    except ValueError:
-        value = high + 1
-    if not low <= value <= high:
-        kind = "a whole number" if whole else "a number"
-        msg = f"{flag} {text}: use {kind} from {low} to {high}"
-        raise SettingsError(msg)
-    return value
+    return None if text is None else whole(flag, text, low, 10**9)

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from backend.settings import SettingsError
+from backend.flag_values import SettingsError
 from common.private_folders import MOST_SOCKET_PATH_BYTES
 
 # Everyone else's permissions are taken off a socket as it is made: a chmod would come a moment too late.

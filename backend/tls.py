@@ -12,7 +12,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from backend.settings import SettingsError, TlsFiles
+from backend.flag_values import SettingsError
+from backend.settings import TlsFiles
 
 # Those that BoringSSL signs with.
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")

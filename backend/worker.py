@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 
 import psutil
 
+from backend.flag_values import SettingsError
 from backend.head_watch import Addresses, HeadWatch, Link, links_with, service_ports
 from backend.logs import configure_logging
 from backend.rank import Rank
-from backend.settings import SettingsError
 from backend.shutdown import leave
 from backend.worker_settings import WorkerSettings, parse_worker_settings
 from common import node_memory, orphan_watch

@@ -3,19 +3,17 @@
 import argparse
 import dataclasses
 import os
-import re
 import socket
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from backend.durations import duration
-from backend.settings import LOG_FORMATS, LOG_LEVELS, SettingsError
+from backend import vllm_words
+from backend.flag_values import SettingsError, one_of, seconds, switch, whole
+from backend.settings import LOG_FORMATS, LOG_LEVELS
 from common import links, worker_memory
 
 # How a node selector of the orchestrator keeps other models away: {"!node.role": "vllm-follower"}.
 ROLE = ("node.role", "vllm-follower")
-# Names of vLLM's own that others, which are read here, begin with.
-_WHOLE = frozenset({"--data-parallel-size"})
 _RPC_PORT = "29550"  # vLLM's default
 TOKEN = "LOCALAI_REGISTRATION_TOKEN"  # noqa: S105  # the variable's name
 _EPILOG = """\
@@ -68,8 +66,8 @@ class WorkerSettings:
         """Where the head takes data-parallel ranks in, if there are any."""
         if self.data_parallel_size is not None:
             return self.head[1]
-        size = _option(self.vllm_args, "--data-parallel-size", "-dp")
-        port = _option(self.vllm_args, "--data-parallel-rpc-port", "-dpp") or _RPC_PORT
+        size = vllm_words.option(self.vllm_args, "--data-parallel-size", "-dp")
+        port = vllm_words.option(self.vllm_args, "--data-parallel-rpc-port", "-dpp") or _RPC_PORT
         return int(port) if size not in (None, "1") and port.isdecimal() else None
 
     @property
@@ -91,8 +89,8 @@ class WorkerSettings:
             argv += ["--data-parallel-address", host, "--data-parallel-rpc-port", str(port)]
         else:
             for flag, value in (("--master-addr", host), ("--master-port", str(port))):
-                argv += [flag, value] if _option(self.vllm_args, flag) is None else []
-        if _option(self.vllm_args, "--worker-extension-cls") is None:
+                argv += [flag, value] if vllm_words.option(self.vllm_args, flag) is None else []
+        if vllm_words.option(self.vllm_args, "--worker-extension-cls") is None:
             # By which the head asks all ranks for their memory.
             argv += ["--worker-extension-cls", worker_memory.EXTENSION]
         return [*argv, *self.vllm_args]
@@ -120,9 +118,10 @@ def parse_worker_settings(argv: Sequence[str], environ: Mapping[str, str] = os.e
         SettingsError: a value that can't be used. (argparse itself exits for unknown flags.)
 
     """
-    flags = _parser(environ).parse_args(_joined(argv))
-    vllm_args = tuple(flags.vllm_arg if flags.vllm_arg is not None else _words(environ.get("VLLM_EXTRA_ARGS", "")))
-    headless = _switch("--headless", flags.headless)
+    flags = _parser(environ).parse_args(vllm_words.joined(argv))
+    extra = environ.get("VLLM_EXTRA_ARGS", "")
+    vllm_args = tuple(vllm_words.split(extra) if flags.vllm_arg is None else flags.vllm_arg)
+    headless = switch("--headless", flags.headless)
     common = {
         "model": flags.model,
         "headless": headless,
@@ -131,24 +130,24 @@ def parse_worker_settings(argv: Sequence[str], environ: Mapping[str, str] = os.e
         "registration_token": _token(flags.registration_token),
         "node_name": _name(flags.node_name),
         "node_labels": _labels(flags.node_labels),
-        "heartbeat_interval": _seconds("--heartbeat-interval", flags.heartbeat_interval, 0.1, 3600),
+        "heartbeat_interval": seconds("--heartbeat-interval", flags.heartbeat_interval, 0.1, 3600),
         "link_timeout": links.timeout(environ),
-        "log_level": _one_of("BACKEND_LOG_LEVEL", environ.get("BACKEND_LOG_LEVEL", "info").lower(), LOG_LEVELS),
-        "log_format": _one_of("BACKEND_LOG_FORMAT", environ.get("BACKEND_LOG_FORMAT", "text").lower(), LOG_FORMATS),
+        "log_level": one_of("BACKEND_LOG_LEVEL", environ.get("BACKEND_LOG_LEVEL", "info"), LOG_LEVELS),
+        "log_format": one_of("BACKEND_LOG_FORMAT", environ.get("BACKEND_LOG_FORMAT", "text"), LOG_FORMATS),
     }
-    node_rank = _option(vllm_args, "--node-rank", "-r")
-    if _option(vllm_args, "--nnodes", "-n") is not None and flags.data_parallel_size in (None, "1"):
+    node_rank = vllm_words.option(vllm_args, "--node-rank", "-r")
+    if vllm_words.option(vllm_args, "--nnodes", "-n") is not None and flags.data_parallel_size in (None, "1"):
         if headless and node_rank in (None, "0"):
             raise SettingsError("--vllm-arg --node-rank: 0 is the head's, which LoadModel starts; use 1 or more")
-        host = _option(vllm_args, "--master-addr") or flags.master_addr
-        port = _option(vllm_args, "--master-port") or flags.master_port
+        host = vllm_words.option(vllm_args, "--master-addr") or flags.master_addr
+        port = vllm_words.option(vllm_args, "--master-port") or flags.master_port
         return WorkerSettings(head=_head(host, port), **common)
     for flag in ("data_parallel_size", "data_parallel_size_local", "start_rank"):
         if getattr(flags, flag) is None:
             raise SettingsError(f"--{flag.replace('_', '-')}: is missing; it is needed unless --vllm-arg has --nnodes")
-    size = _whole("--data-parallel-size", flags.data_parallel_size, 1, 65536)
-    local = _whole("--data-parallel-size-local", flags.data_parallel_size_local, 1, size)
-    start = _whole("--start-rank", flags.start_rank, 0, size - 1)
+    size = whole("--data-parallel-size", flags.data_parallel_size, 1, 65536)
+    local = whole("--data-parallel-size-local", flags.data_parallel_size_local, 1, size)
+    start = whole("--start-rank", flags.start_rank, 0, size - 1)
     if headless and start == 0:
         raise SettingsError("--start-rank 0: is the head's, which LoadModel starts; use 1 or more with --headless")
     if start + local > size:
@@ -162,7 +161,7 @@ def parse_worker_settings(argv: Sequence[str], environ: Mapping[str, str] = os.e
         ("--data-parallel-rpc-port", "-dpp", head[1]),
     ):
         # vLLM would take the last one, and the head of another line would not be watched.
-        if (given := _option(vllm_args, name, short)) not in (None, str(own)):
+        if (given := vllm_words.option(vllm_args, name, short)) not in (None, str(own)):
             raise SettingsError(f"--vllm-arg {name}: is {given}, but the worker's own flags say {own}; leave it out")
     return WorkerSettings(
         head=head,
@@ -216,43 +215,6 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """Flags and their values in one piece, for a word of vLLM's looks like a flag, as does each behind `--`."""
-    joined: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word == "--":
-            joined += [f"--vllm-arg={rest}" for rest in words]
-        elif word == "--vllm-arg" and (value := next(words, None)) is not None:
-            joined.append(f"{word}={value}")
-        else:
-            joined.append("--headless=true" if word == "--headless" else word)
-    return joined
-
-
-def _option(words: Sequence[str], flag: str, short: str | None = None) -> str | None:
-    """The value that vLLM's parser, which is argparse, sees of an option: the last one given, however it is spelled."""
-    value = None
-    for position, word in enumerate(words):
-        name, equals, behind = word.partition("=")
-        if name.startswith("--"):
-            name = name.replace("_", "-")
-            # A name may be cut short, as long as it is not another's whole one.
-            found = name == flag or (flag.startswith(name) and len(name) > 2 and name not in _WHOLE)
-        else:
-            found = name == short
-        if found:
-            value = behind if equals else next(iter(words[position + 1 :]), None)
-        elif short is not None and len(short) == 2 and word.startswith(short):
-            value = word[2:]
-    return value
-
-
-def _words(text: str) -> list[str]:
-    """Separated by commas, as the orchestrator has it; a comma of a word's own stands behind a backslash."""
-    return [re.sub(r"\\(.)", r"\1", word) for word in re.findall(r"(?:\\.|[^,\\])+", text)]
-
-
 def _head(host: str | None, port: str | None) -> tuple[str, int]:
     if not host:
         raise SettingsError("--master-addr: is missing; it is the head's address or host name")
@@ -264,7 +226,7 @@ def _head(host: str | None, port: str | None) -> tuple[str, int]:
         raise SettingsError(
             f"--master-addr {host}: use an address or a host name, of labels of 1 to 63 characters"
         ) from None
-    return host.strip("[]"), _whole("--master-port", port, 1, 65535)
+    return host.strip("[]"), whole("--master-port", port, 1, 65535)
 
 
 def _labels(text: str | None) -> dict[str, str]:
@@ -313,29 +275,3 @@ def _token(text: str | None) -> str | None:
 
 def _is_word(text: str) -> bool:
     return text.isprintable() and not any(map(str.isspace, text))
-
-
-def _switch(flag: str, text: str) -> bool:
-    if text.lower() not in ("0", "1", "false", "true"):
-        raise SettingsError(f"{flag} {text}: use true or false")
-    return text.lower() in ("1", "true")
-
-
-def _seconds(flag: str, text: str, low: float, high: float) -> float:
-    seconds = duration(text)
-    if seconds is None or not low <= seconds <= high:
-        raise SettingsError(f"{flag} {text}: use a duration like 10s or 1m30s, from {low:g} to {high:g} seconds")
-    return seconds
-
-
-def _whole(flag: str, text: str, low: int, high: int) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-        allowed = f"{low}" if low == high else f"a whole number from {low} to {high}"
-        raise SettingsError(f"{flag} {text}: use {allowed}")
-    return int(text)
-
-
-def _one_of(name: str, text: str, allowed: Sequence[str]) -> str:
-    if text not in allowed:
-        raise SettingsError(f"{name} {text}: use one of {', '.join(allowed)}")
-    return text

@@ -13,8 +13,10 @@ from common.errors import InvalidRequest
 from common.media import Item, fields_of, media_items, place
 from common.messages import openai_messages
 from common.pb import backend_pb2 as pb
-from common.request import RANK, from_pydantic, from_vllm, request_id_of, switch, template_kwargs
+from common.request import request_id_of
+from common.request_metadata import RANK, one_of, switch, template_kwargs, whole_number
 from common.tokens import MANY_IDS, MOST_CHARACTERS, checked_ids
+from common.wire_names import from_pydantic, from_vllm
 
 TRUNCATE = "truncate_prompt_tokens"
 
@@ -50,10 +52,10 @@ def embedding_request(options: pb.PredictOptions, config: ModelConfig) -> Embedd
         raise InvalidRequest(f'Metadata["{RANK}"]', "vLLM pins no embedding to a rank; leave it out")
     fields: dict[str, Any] = {
         TRUNCATE: _truncation(options, config),
-        "truncation_side": _one_of(options, "truncation_side", "left", "right"),
+        "truncation_side": one_of(options, "truncation_side", "left", "right"),
         # Models of a fixed length, such as SigLIP, were trained so.
-        "padding": _one_of(options, "padding", "max_length", "do_not_pad"),
-        "dimensions": _whole_number(options, "dimensions"),
+        "padding": one_of(options, "padding", "max_length", "do_not_pad"),
+        "dimensions": whole_number(options, "dimensions"),
         "use_activation": switch(options, "use_activation"),
         "cache_salt": options.Metadata.get("cache_salt") or None,
     }
@@ -129,25 +131,10 @@ def _check_length(field: str, count: int) -> None:
 
 
 def _truncation(options: pb.PredictOptions, config: ModelConfig) -> int | None:
-    number = _whole_number(options, TRUNCATE)
+    number = whole_number(options, TRUNCATE)
     most = min(config.max_model_len, input_limit(config) or config.max_model_len)
     if number is not None and number != -1 and not 1 <= number <= most:
         raise InvalidRequest(
             f'Metadata["{TRUNCATE}"]', f"{number} is not possible; use 1 to {most}, or -1 for the model's own limit"
         )
     return number
-
-
-def _one_of(options: pb.PredictOptions, key: str, *allowed: str) -> str | None:
-    value = options.Metadata.get(key) or None
-    if value not in (None, *allowed):
-        raise InvalidRequest(f'Metadata["{key}"]', f"{value!r} is unknown; use {' or '.join(allowed)}")
-    return value
-
-
-def _whole_number(options: pb.PredictOptions, key: str) -> int | None:
-    text = options.Metadata.get(key, "")
-    try:
-        return int(text) if text else None
-    except ValueError:
-        raise InvalidRequest(f'Metadata["{key}"]', f"{text[:20]!r} is not a whole number") from None

@@ -9,7 +9,7 @@ import pydantic
 from vllm import AsyncEngineArgs
 
 from common.errors import InvalidRequest
-from common.messages import parse_json
+from common.json_values import parse_json
 from common.wording import closest, first_problem
 
 # One structured-output backend per engine: with "auto" the first odd request would fix it for all others.

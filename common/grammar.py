@@ -16,7 +16,7 @@ from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_
 from common.errors import InvalidRequest
 from common.grammar_limits import MOST_CHARACTERS_OF_TOOLS, too_much
 from common.grammar_patterns import too_much_in_patterns
-from common.messages import parse_json
+from common.json_values import parse_json
 
 # What is not closed is one token to the end: xgrammar names its line, and no input is read more than once.
 _TOKEN = re.compile(

@@ -6,7 +6,6 @@ for 40,000 letters, where as many characters of a text take a hundredth of that.
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import regex
@@ -15,6 +14,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from common.concurrency import in_thread
 from common.errors import InvalidRequest
+from common.json_values import contents
 from common.tokens import MOST_CHARACTERS
 
 # What its vocabulary splits no further: letters with their marks, signs with line breaks behind them, and blanks.
@@ -50,7 +50,8 @@ def check(chat: ChatCompletionRequest) -> None:
     tools = [tool.model_dump() for tool in chat.tools or ()]
     size = cost = longest = 0
     # Of a schema it writes some values as JSON.
-    for text in (*_texts([chat.messages, tools]), json.dumps(tools, ensure_ascii=False, separators=(",", ":"))):
+    texts = (each for each in contents([chat.messages, tools]) if isinstance(each, str))
+    for text in (*texts, json.dumps(tools, ensure_ascii=False, separators=(",", ":"))):
         size += len(text)
         if size > MOST_CHARACTERS:
             raise InvalidRequest(field, f"more characters than {MOST_CHARACTERS}; use at most so many")
@@ -63,16 +64,3 @@ def check(chat: ChatCompletionRequest) -> None:
             f"{longest} bytes of letters, signs or blanks without a break take gpt-oss' tokenizer too long; use at most"
             f" {MOST_RUN_BYTES}, fewer where there are several such runs",
         )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All strings in a JSON value, the keys of its objects among them."""
-    rest = [value]
-    while rest:
-        each = rest.pop()
-        if isinstance(each, str):
-            yield each
-        elif isinstance(each, dict):
-            rest += [*each.keys(), *each.values()]
-        elif isinstance(each, list | tuple):
-            rest += each

@@ -14,7 +14,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from common.engine_fields import checked
 from common.errors import InvalidRequest
-from common.messages import check_depth, parse_json
+from common.json_values import check_depth, parse_json
 from common.wording import closest, first_problem
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def split_options(entries: Iterable[str], model_path: str) -> tuple[dict[str, st
             # The orchestrator names the files it has fetched beside the model in this form; vLLM needs none of them.
             logger.info("Options: %s is a companion file of the model; not used", entry)
         else:
-            raise InvalidRequest("Options", f"{entry!r} is unknown{closest(name, BACKEND_OPTIONS)}")
+            raise InvalidRequest("Options", f"{entry[:80]!r} is unknown{closest(name, BACKEND_OPTIONS)}")
     return own | spelled, flags
 
 

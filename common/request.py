@@ -1,73 +1,33 @@
 """`PredictOptions` -> the OpenAI request that vLLM's renderer and parsers take: every quirk of the wire ends here."""
 
 import dataclasses
-import inspect
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import pydantic
-from transformers import PythonBackend
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.exceptions import VLLMClientError, VLLMValidationError
+from vllm.exceptions import VLLMValidationError
 
 from common.errors import InvalidRequest
 from common.grammar import structured_outputs
 from common.media import Item, media_items, place
-from common.messages import openai_messages, parse_json
+from common.messages import openai_messages
 from common.pb import backend_pb2 as pb
+from common.request_metadata import rank, reasoning_effort, switch, template_kwargs
 from common.sampling import sampling_fields
 from common.tools import openai_tool_choice, openai_tools
+from common.wire_names import from_pydantic, from_vllm
 
 R = TypeVar("R", ChatCompletionRequest, CompletionRequest)
 
-REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 MAX_REQUEST_ID = 256
-# The key of Metadata that pins a request to a data-parallel rank.
-RANK = "data_parallel_rank"
-_MOST_DIGITS = 9
-# Arguments of the template renderer itself, which a request must not reach.
-_RESERVED_TEMPLATE_KWARGS = frozenset(
-    {"chat_template", "tokenize", "messages", "tools", "self", "model_config", "tokenizer", "conversation"}
-    | inspect.signature(PythonBackend.apply_chat_template).parameters.keys() - {"documents"}  # a variable of templates
-)
 # A grammar or schema is compiled once more in the event loop, at about 2 MB/s.
 MOST_JSON = 512 * 1024
 # What takes longer than a switch to a thread.
 _LONG = 64 * 1024
 _MANY_MESSAGES = 200
-# OpenAI's names, as they stand in vLLM's messages -> the wire's.
-WIRE_NAMES = {
-    "allowed_token_ids": "LogitBias",
-    "audio": "Audios",
-    "cache_salt": 'Metadata["cache_salt"]',
-    "frequency_penalty": "FrequencyPenalty",
-    "image": "Images",
-    "input_text": "Prompt",
-    "input_tokens": "Prompt",
-    "logit_bias": "LogitBias",
-    "logprobs": "Logprobs",
-    "max_completion_tokens": "Tokens",
-    "max_tokens": "Tokens",
-    "messages": "Messages",
-    "min_p": "MinP",
-    "presence_penalty": "PresencePenalty",
-    "prompt": "Prompt",
-    "reasoning_effort": 'Metadata["reasoning_effort"]',
-    "repetition_penalty": "Penalty",
-    "response_format": 'Metadata["response_format"]',
-    "seed": "Seed",
-    "stop": "StopPrompts",
-    "structured_outputs": "Grammar",
-    "temperature": "Temperature",
-    "tool_choice": "ToolChoice",
-    "tools": "Tools",
-    "top_k": "TopK",
-    "top_logprobs": "TopLogprobs",
-    "top_p": "TopP",
-    "video": "Videos",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +112,8 @@ def generation_request(
     max_tokens = options.Tokens if options.Tokens > 0 else None
     adapter = options.Metadata.get("lora", "")
     one_call = isinstance(openai, ChatCompletionRequest) and openai.parallel_tool_calls is False
-    rank = _rank(options, ranks)
-    return GenerationRequest(openai, request_id, max_tokens, top_logprobs, adapter, one_call, media, rank)
+    pinned = rank(options, ranks)
+    return GenerationRequest(openai, request_id, max_tokens, top_logprobs, adapter, one_call, media, pinned)
 
 
 def is_chat(options: pb.PredictOptions) -> bool:
@@ -208,19 +168,6 @@ def _check_size(field: str, text: str) -> None:
         raise InvalidRequest(field, f"has {len(text)} characters; use at most {MOST_JSON}")
 
 
-def from_vllm(error: Exception, prompt_field: str = "Prompt") -> InvalidRequest:
-    """vLLM's refusal of a request, under the wire's name of the field."""
-    parameter = getattr(error, "parameter", None)
-    field = WIRE_NAMES.get(str(parameter), str(parameter)) if parameter else prompt_field
-    if field == "Prompt":
-        field = prompt_field
-    # str() would repeat the parameter's name and the whole value, which may be the prompt.
-    text = str(error.args[0]) if isinstance(error, VLLMClientError) and error.args else str(error)
-    if "structural tag" in text:
-        return InvalidRequest("Tools", f"the parameters of a function can't be enforced: {text}")
-    return InvalidRequest(field, text)
-
-
 def request_id_of(given: str) -> str:
     """The caller's `CorrelationId`, or one of our own.
 
@@ -257,11 +204,7 @@ def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[s
     elif not tools and choice not in ("auto", "none"):
         raise InvalidRequest("ToolChoice", f"{options.ToolChoice} needs Tools, and there are none")
     kwargs = template_kwargs(options)
-    if effort := options.Metadata.get("reasoning_effort", ""):
-        if effort not in REASONING_EFFORTS:
-            raise InvalidRequest(
-                'Metadata["reasoning_effort"]', f"{effort!r} is unknown; use one of {', '.join(REASONING_EFFORTS)}"
-            )
+    if effort := reasoning_effort(options):
         fields["reasoning_effort"] = effort
         kwargs.pop("reasoning_effort", None)
         if "enable_thinking" not in kwargs:
@@ -277,56 +220,3 @@ def _chat_fields(options: pb.PredictOptions, *, has_tool_parser: bool) -> dict[s
     if kwargs:
         fields["chat_template_kwargs"] = kwargs
     return fields
-
-
-def template_kwargs(options: pb.PredictOptions) -> dict[str, Any]:
-    """The variables of the chat template that `Metadata` sets, none of them an argument of the renderer's own.
-
-    Raises:
-        InvalidRequest: not a JSON object, or a switch that is neither true nor false.
-
-    """
-    field = 'Metadata["chat_template_kwargs"]'
-    text = options.Metadata.get("chat_template_kwargs", "")
-    kwargs = parse_json(field, text) if text.strip() else {}
-    if not isinstance(kwargs, dict):
-        raise InvalidRequest(field, "must be a JSON object")
-    kwargs = {name: value for name, value in kwargs.items() if name not in _RESERVED_TEMPLATE_KWARGS}
-    thinking = switch(options, "enable_thinking")
-    if thinking is not None:
-        kwargs["enable_thinking"] = thinking
-        # What DeepSeek, Granite and others call it; a template that knows no such variable is not given it.
-        kwargs.setdefault("thinking", thinking)
-    return kwargs
-
-
-def _rank(options: pb.PredictOptions, ranks: int) -> int | None:
-    text = options.Metadata.get(RANK, "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS and int(text) < ranks):
-        raise InvalidRequest(
-            f'Metadata["{RANK}"]',
-            f"{text[:20]!r} is no rank of this engine; use 0 to {ranks - 1}, or leave it out for the least busy one",
-        )
-    return int(text)
-
-
-def switch(options: pb.PredictOptions, key: str) -> bool | None:
-    """What `Metadata` says under `key`; None where it says nothing.
-
-    Raises:
-        InvalidRequest: neither true nor false.
-
-    """
-    value = options.Metadata.get(key, "")
-    if value not in ("", "true", "false"):
-        raise InvalidRequest(f'Metadata["{key}"]', f"{value[:80]!r} is unknown; use true or false")
-    return value == "true" if value else None
-
-
-def from_pydantic(error: pydantic.ValidationError) -> InvalidRequest:
-    """The first thing that a request model of vLLM refuses, under the wire's name of the field."""
-    problem = error.errors(include_url=False, include_input=False)[0]
-    name = str(problem["loc"][0]) if problem["loc"] else ""
-    return InvalidRequest(WIRE_NAMES.get(name, name or "request"), problem["msg"])

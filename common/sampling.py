@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from common.errors import InvalidRequest
-from common.messages import parse_json
+from common.json_values import parse_json
 from common.pb import backend_pb2 as pb
 
 MAX_STOP_STRINGS = 1024

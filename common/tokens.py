@@ -12,6 +12,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from common.concurrency import in_thread
 from common.errors import InvalidRequest
+from common.json_values import contents
 from common.media import Item, media_items
 from common.media_prompt import named, raw_prompt
 from common.mistral import prepare
@@ -59,7 +60,7 @@ def prompt_of(options: pb.PredictOptions, *, has_tool_parser: bool) -> Prompt:
     return Prompt(options.Prompt, media)
 
 
-async def tokenize(llm: AsyncLLM, prompt: Prompt, generator: "Generator | None" = None) -> list[int]:
+async def tokenize(llm: AsyncLLM, prompt: Prompt, generator: "Generator | None") -> list[int]:
     """The ids of a prompt: of the rendered chat, or of the raw text with the special tokens that its model adds.
 
     Texts longer than the context are fine: the orchestrator counts them in order to cut them.
@@ -67,16 +68,17 @@ async def tokenize(llm: AsyncLLM, prompt: Prompt, generator: "Generator | None" 
     Args:
         llm: the engine.
         prompt: see `prompt_of`.
-        generator: of a model that generates.
+        generator: of a model that generates; None of any other.
 
     Raises:
         InvalidRequest: more than `MOST_CHARACTERS`, before or after rendering, or a chat that the template refuses.
 
     """
     content, renderer = prompt.content, llm.renderer
+    harmony = generator if generator is not None and generator.renderer.use_harmony else None
     if isinstance(content, str):
         _check_text(prompt.field, content)
-    else:
+    elif harmony is None:  # which checks by itself
         # In a thread: there may be a million values.
         await in_thread(_check_chat, content)
     with translated(prompt.field), named(prompt.media):
@@ -87,8 +89,8 @@ async def tokenize(llm: AsyncLLM, prompt: Prompt, generator: "Generator | None" 
             if prompt.media:
                 text = await raw_prompt(content, prompt.media, renderer)
             (rendered,) = await renderer.render_cmpl_async([text], limits, skip_mm_cache=True)
-        elif generator is not None and generator.renderer.use_harmony:
-            rendered = await generator.engine_input(content, prompt.media)
+        elif harmony is not None:
+            rendered = await harmony.engine_input(content, prompt.media)
         else:
             rendered = await rendered_chat(renderer, content)
     return list(rendered["prompt_token_ids"])
@@ -182,13 +184,9 @@ def _without_media(message: Any) -> Any:
 
 def _too_large(value: Any) -> bool:
     """Whether the strings in it, its keys among them, have too many characters; any other value counts as one."""
-    size, rest = 0, [value]
-    while rest and size <= MOST_CHARACTERS:
-        each = rest.pop()
-        if isinstance(each, dict):
-            rest += each.keys()
-            rest += each.values()
-        elif isinstance(each, list):
-            rest += each
+    size = 0
+    for each in contents(value):
         size += len(each) if isinstance(each, str) else 1
-    return size > MOST_CHARACTERS
+        if size > MOST_CHARACTERS:
+            return True
+    return False

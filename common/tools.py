@@ -3,7 +3,7 @@
 from typing import Any, NoReturn
 
 from common.errors import InvalidRequest
-from common.messages import parse_json
+from common.json_values import parse_json
 
 _CHOICES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 

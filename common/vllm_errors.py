@@ -10,7 +10,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from common.errors import ENGINE_STOPPING, BackendError, EngineGone, InvalidRequest, Overloaded, Unsupported
-from common.request import from_vllm
+from common.wire_names import from_vllm
 
 ENGINE_DIED = "the engine died; its last error is in the log"
 ENGINE_ERROR = "the engine ended the request with an error; it is in the engine's log"

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 import pytest
 
+from backend.flag_values import SettingsError
 from backend.server import build_server, import_channelz
-from backend.settings import Settings, SettingsError
+from backend.settings import Settings
 from tests.unit.test_server import FakeLifecycle, connected, raw, reflected, serving, status
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """What an Embedding asks for, and how vectors are written; no engine."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from common.pb import backend_pb2 as pb
 from common.tokens import MOST_CHARACTERS
 
 CONTEXT, VOCABULARY = 16, 100
+LONG = "a" * MOST_CHARACTERS
 HELLO = pb.Message(role="user", content="Hello!")
 PNG = "iVBORw0KGgo="
 
@@ -88,6 +90,17 @@ def test_a_chat() -> None:
         ({"EmbeddingTokens": [1] * (CONTEXT + 1)}, "EmbeddingTokens: has 17 tokens; the model takes 16 tokens at most"),
         ({"EmbeddingTokens": [1], "Images": [PNG]}, "Images: can't be embedded with EmbeddingTokens"),
         ({"Embeddings": "a" * (MOST_CHARACTERS + 1)}, "Embeddings: has 2000001 characters"),
+        *(
+            ({"UseTokenizerTemplate": True, "Messages": [pb.Message(**message)]}, r"Messages: has \d{7} characters")
+            for message in (
+                {"role": "user", "content": LONG, "name": "b"},
+                {"role": "assistant", "content": "a", "reasoning_content": LONG},
+                {
+                    "role": "assistant",
+                    "tool_calls": json.dumps([{"function": {"name": LONG}}]),
+                },
+            )
+        ),
         ({"Embeddings": "a", "Images": ["cat:"]}, r"Images\[0\]: "),
         ({"Embeddings": "a", "CorrelationId": "\n"}, "CorrelationId: "),
     ],

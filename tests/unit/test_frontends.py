@@ -12,11 +12,12 @@ import pytest
 
 from backend import frontends as module
 from backend.ending import Ending
+from backend.flag_values import SettingsError
 from backend.frontends import FrontendProcesses
 from backend.lifecycle import Lifecycle, State
 from backend.peer import Peer
 from backend.private_folder import make
-from backend.settings import Settings, SettingsError
+from backend.settings import Settings
 from common import private_folders
 from common.errors import EngineGone, LoadFailed
 from common.frontends import Alone, Tokens

@@ -6,12 +6,14 @@ Its tokenizer holds Python's lock for as long as it takes, so what would take lo
 import base64
 import json
 import threading
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from common.errors import InvalidRequest
 from common.harmony import MOST_RUN_BYTES
+from common.model import Model
 from common.pb import backend_pb2 as pb
 from common.request import GenerationRequest, generation_request
 from common.tokens import MOST_CHARACTERS, prompt_of, tokenize
@@ -83,8 +85,10 @@ async def test_a_chat_is_rendered_in_a_thread(bench: Bench, monkeypatch: pytest.
 async def test_what_is_counted_is_what_is_generated_from(bench: Bench, fields: dict[str, Any]) -> None:
     options = chat("Hi", **fields)
     engine_input = await bench.generator.render(understood(options))
-    counted = await tokenize(cast("Any", bench.reciter), prompt_of(options, has_tool_parser=True), bench.generator)
-    assert counted == engine_input["prompt_token_ids"]
+    model = Model.__new__(Model)
+    model._generator, model._engine = bench.generator, cast("Any", SimpleNamespace(llm=bench.reciter))
+    counted = (await model.tokenize(options)).tokens
+    assert list(counted) == engine_input["prompt_token_ids"]
 
 
 async def test_an_effort_that_it_lacks(bench: Bench) -> None:
@@ -124,6 +128,12 @@ async def test_a_schema_that_would_take_long_is_refused(bench: Bench) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     with pytest.raises(InvalidRequest, match=r"Messages, Tools: .*; use at most"):
         await bench.generator.render(understood(chat("Hi", Tools=json.dumps(tools))))
+
+
+async def test_it_is_refused_before_it_is_rendered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.generator.renderer, "render_chat", None)
+    with pytest.raises(InvalidRequest, match=r"Messages: .*; use at most"):
+        await bench.generator.render(understood(chat("a" * (MOST_RUN_BYTES + 1))))
 
 
 async def test_media_are_refused(bench: Bench) -> None:

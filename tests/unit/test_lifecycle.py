@@ -452,19 +452,28 @@ async def test_a_dead_engine_ends_the_process(lifecycle: Lifecycle, ending: Endi
 
 
 async def test_a_death_whose_cause_cannot_be_looked_for_ends_the_process(
-    lifecycle: Lifecycle, ending: Ending, watching: None, monkeypatch: pytest.MonkeyPatch
+    lifecycle: Lifecycle,
+    ending: Ending,
+    watching: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    problem = OSError(24, "Too many open files")
+
     async def cause_of_death(_model: FakeModel) -> str:
-        raise OSError(24, "Too many open files")
+        raise problem
 
     monkeypatch.setattr(FakeModel, "cause_of_death", cause_of_death)
     await lifecycle.load(options())
     vars(lifecycle.model_for(""))["dead"] = True
     assert await asyncio.wait_for(ending.asked(), 5) == "the engine died: OSError where the cause was looked for"
+    assert "OSError" in caplog.text
+    assert __file__ in caplog.text
+    assert "Too many" not in caplog.text
 
 
 async def test_the_others_hear_of_a_death_in_a_drain(
-    lifecycle: Lifecycle, ending: Ending, monkeypatch: pytest.MonkeyPatch
+    fake: type[FakeModel], ending: Ending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
     over = asyncio.Event()
@@ -478,7 +487,8 @@ async def test_the_others_hear_of_a_death_in_a_drain(
             over.set()
 
     monkeypatch.setattr("backend.lifecycle._WATCH_INTERVAL", 0.005)
-    monkeypatch.setattr(lifecycle, "_frontends", Others())
+    lifecycle = Lifecycle(ending, shutdown_timeout=3.0, frontends=Others())
+    lifecycle.import_in_background()
     await lifecycle.load(options())
     lifecycle.drain()
     idle = asyncio.create_task(lifecycle.idle())
@@ -487,6 +497,36 @@ async def test_the_others_hear_of_a_death_in_a_drain(
     vars(lifecycle)["_model"].dead = True
     await asyncio.wait_for(idle, 5)
     assert told == ["engine_died"]
+    await lifecycle.free()
+
+
+async def test_the_others_hear_once_of_a_death_before_a_drain(fake: type[FakeModel], ending: Ending) -> None:
+    told: list[str] = []
+
+    class Others(Alone):
+        async def idle(self) -> None:
+            await asyncio.sleep(0.03)
+
+        async def engine_died(self) -> None:
+            told.append("engine_died")
+
+    lifecycle = Lifecycle(ending, shutdown_timeout=3.0, frontends=Others())
+    lifecycle.import_in_background()
+    await lifecycle.load(options())
+    vars(lifecycle)["_model"].dead = True
+    await lifecycle.explained(EngineGone("aborted"))
+    lifecycle.drain()
+    await asyncio.wait_for(lifecycle.idle(), 5)
+    assert told == ["engine_died"]
+    await lifecycle.free()
+
+
+async def test_nothing_watches_the_engine_for_the_others_after_a_drain(lifecycle: Lifecycle) -> None:
+    await lifecycle.load(options())
+    lifecycle.drain()
+    await asyncio.wait_for(lifecycle.idle(), 5)
+    await asyncio.sleep(0)
+    assert not [task for task in asyncio.all_tasks() if "_watch_for_the_others" in repr(task)]
 
 
 async def test_an_engine_that_dies_while_other_options_are_read_gets_no_successor(

@@ -21,9 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from backend import metrics_port
 from backend.counters import Counters, Stream
+from backend.flag_values import SettingsError
 from backend.lifecycle import Lifecycle, State
 from backend.metrics import MetricsServer, registry
-from backend.settings import SettingsError
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 DOCUMENTED = Path(__file__).parents[2] / "docs" / "metrics.md"

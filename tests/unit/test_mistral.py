@@ -156,10 +156,11 @@ async def test_tokenize_string_has_the_prompt_of_a_chat(
     generator: Generator, messages: tuple[pb.Message, ...], fields: dict[str, Any]
 ) -> None:
     wanted = await rendered_ids(generator, understood(*messages, **fields))
-    assert await tokenize(generator.llm, prompt_of(options(*messages, **fields), has_tool_parser=True)) == wanted
+    prompt = prompt_of(options(*messages, **fields), has_tool_parser=True)
+    assert await tokenize(generator.llm, prompt, generator) == wanted
 
 
 async def test_tokenize_string_refuses_what_a_chat_does(generator: Generator) -> None:
     prompt = prompt_of(options(Metadata={"reasoning_effort": "low"}), has_tool_parser=True)
     with pytest.raises(InvalidRequest, match=r'^Metadata\["reasoning_effort"\]: reasoning_effort=low is not supported'):
-        await tokenize(generator.llm, prompt)
+        await tokenize(generator.llm, prompt, generator)

@@ -63,5 +63,10 @@ def test_flags_that_cannot_be_used(flag: tuple[str, str], words: str) -> None:
 def test_blanks_within_a_value() -> None:
     value = "a" + " " * 1_000_000 + "b"
     assert split_options([f"tool_parser: {value} "], "") == ({"tool_parser": value}, [])
-    with pytest.raises(InvalidRequest, match="is unknown"):
-        split_options(["c" * 1_000_000 + ":d"], "")
+
+
+@pytest.mark.parametrize("entry", ["c" * 1_000_000 + ":d", "c" * 1_000_000], ids=["value", "flag"])
+def test_a_long_entry_is_not_repeated(entry: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        split_options([entry], "")
+    assert len(str(caught.value)) < 300

@@ -14,8 +14,10 @@ from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
 from common.errors import BackendError, InvalidRequest
 from common.pb import backend_pb2 as pb
-from common.request import MOST_JSON, REASONING_EFFORTS, WIRE_NAMES, GenerationRequest, from_vllm, generation_request
+from common.request import MOST_JSON, GenerationRequest, generation_request
+from common.request_metadata import REASONING_EFFORTS
 from common.vllm_errors import translated
+from common.wire_names import WIRE_NAMES, from_vllm
 
 HELLO = pb.Message(role="user", content="Hello")
 CLOCK = '[{"type": "function", "function": {"name": "clock", "strict": false, "parameters": null}}]'
@@ -305,6 +307,20 @@ def test_request_id() -> None:
     for odd in ("two\nlines", "\x1b[31m", "x" * 257):
         with pytest.raises(InvalidRequest, match="CorrelationId"):
             understand(Prompt="x", CorrelationId=odd)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"Messages": [pb.Message(role="x" * 100_000)]},
+        *({"Metadata": {key: "x" * 100_000}} for key in ("enable_thinking", "reasoning_effort", "data_parallel_rank")),
+    ],
+    ids=["role", "switch", "effort", "rank"],
+)
+def test_a_long_word_is_not_repeated(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        chat(**fields)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("effort", REASONING_EFFORTS)

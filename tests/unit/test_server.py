@@ -18,10 +18,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from backend.counters import Counters, Request, Stream
+from backend.flag_values import SettingsError
 from backend.lifecycle import Lifecycle, State
 from backend.logs import TextFormatter
 from backend.server import SERVICE, build_server
-from backend.settings import MIB, Settings, SettingsError
+from backend.settings import MIB, Settings
 from backend.sockets import listen
 from backend.tls import server_credentials
 from common import errors, request_context

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.settings import LOG_FORMATS, LOG_LEVELS, Settings, SettingsError, TlsFiles, parse_settings
+from backend.flag_values import SettingsError
+from backend.settings import LOG_FORMATS, LOG_LEVELS, Settings, TlsFiles, parse_settings
 from backend.versions import versions
 from common.admission import Limits
 
@@ -104,7 +105,12 @@ def test_defaults() -> None:
             {"0": Limits(waiting=0), "7": Limits(waiting=7)},
         ),
         ("--max-running-requests", "BACKEND_MAX_RUNNING_REQUESTS", "limits", {"1": Limits(running=1)}),
-        ("--max-waiting-tokens", "BACKEND_MAX_WAITING_TOKENS", "limits", {"9": Limits(waiting_tokens=9)}),
+        (
+            "--max-waiting-tokens",
+            "BACKEND_MAX_WAITING_TOKENS",
+            "limits",
+            {" 9 ": Limits(waiting_tokens=9), "1000000000": Limits(waiting_tokens=10**9)},
+        ),
         ("--drain-seconds", "BACKEND_DRAIN_SECONDS", "drain_seconds", {"0": 0.0, "2.5": 2.5, "600": 600.0}),
         ("--shutdown-timeout", "BACKEND_SHUTDOWN_TIMEOUT", "shutdown_timeout", {"0": 0.0, "2.5": 2.5, "600": 600.0}),
     ],
@@ -125,7 +131,7 @@ def test_flag_before_environment_before_default(
     ("flag", "variable", "text", "allowed"),
     [
         ("--max-message-mib", "BACKEND_MAX_MESSAGE_MIB", text, "a whole number from 1 to 2047")
-        for text in ("", "0", "-1", "2048", "1.5", "many", "nan", "9" * 30)
+        for text in ("", "0", "-1", "+7", "1_0", "\N{ARABIC-INDIC DIGIT SEVEN}", "2048", "1.5", "many", "nan", "9" * 30)
     ]
     + [
         (f"--{name}", f"BACKEND_{name.replace('-', '_').upper()}", text, "a number from 0 to 600")
@@ -203,7 +209,7 @@ def test_interval_of_the_parent_watch(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["2 s", "s", "soon", "-1s", "0", "0s", "2d", "1m30", "nan", "inf", "1e3", "2h", "2S"])
 def test_interval_of_the_parent_watch_that_cannot_be_used(text: str) -> None:
-    with pytest.raises(SettingsError, match=r"LOCALAI_BACKEND_PARENT_WATCH_INTERVAL=.*500ms"):
+    with pytest.raises(SettingsError, match=r"LOCALAI_BACKEND_PARENT_WATCH_INTERVAL .*500ms"):
         parse_settings(ADDR, {"LOCALAI_BACKEND_PARENT_WATCH_INTERVAL": text})
 
 

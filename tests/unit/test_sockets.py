@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from backend.flag_values import SettingsError
 from backend.server import build_server
-from backend.settings import Settings, SettingsError
+from backend.settings import Settings
 from backend.sockets import check_bindable, is_local, listen
 from tests.unit.test_server import FakeLifecycle, serving
 

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 
-from backend.settings import SettingsError, TlsFiles
+from backend.flag_values import SettingsError
+from backend.settings import TlsFiles
 from backend.tls import server_credentials
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc

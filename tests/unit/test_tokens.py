@@ -123,7 +123,7 @@ async def test_a_text_that_is_not_rendered(llm: Any, fields: dict[str, Any], rea
     """Whose renderer would say that it can't."""
     options = pb.PredictOptions(UseTokenizerTemplate="Messages" in fields, **fields)
     with pytest.raises(InvalidRequest, match=f"^{reason}"):
-        await tokenize(llm, prompt_of(options, has_tool_parser=True))
+        await tokenize(llm, prompt_of(options, has_tool_parser=True), None)
 
 
 def test_media_are_no_text() -> None:

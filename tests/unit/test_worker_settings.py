@@ -9,8 +9,9 @@ import pytest
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from backend.settings import SettingsError
-from backend.worker_settings import _option, parse_worker_settings
+from backend.flag_values import SettingsError
+from backend.vllm_words import option
+from backend.worker_settings import parse_worker_settings
 
 DP = (
     "--data-parallel-size=4",
@@ -156,7 +157,7 @@ def test_environment_of_the_ranks() -> None:
         ((*DP, "--master-port=70000"), "--master-port 70000: use a whole number from 1 to 65535"),
         ((*DP, "--master-addr=a..b"), "--master-addr a..b: use an address or a host name"),
         ((*DP, f"--master-addr={'h' * 64}"), "--master-addr hhhh"),
-        ((*DP, "--headless=maybe"), "--headless maybe: use true or false"),
+        ((*DP, "--headless=maybe"), "--headless maybe: use 1, 0, true or false"),
         ((*DP, "--register-to=frontend:8080"), "--register-to: use the frontend's URL"),
         ((*DP, "--register-to=ftp://frontend"), "--register-to: use the frontend's URL"),
         ((*DP, "--register-to=http://frontend:99999"), "--register-to: use the frontend's URL"),
@@ -217,7 +218,7 @@ def test_vllms_flags_are_read_as_vllm_reads_them(monkeypatch: pytest.MonkeyPatch
             found = parser.parse_args(["m", *words])
             theirs = {flag: getattr(found, flag[2:].replace("-", "_")) for flag in FLAGS}
             expected = {flag: "7" if str(value) == "7" else None for flag, value in theirs.items()}
-            assert {flag: _option(words, flag, short) for flag, short in FLAGS.items()} == expected, words
+            assert {flag: option(words, flag, short) for flag, short in FLAGS.items()} == expected, words
             taken += 1
     assert taken > 200
 
