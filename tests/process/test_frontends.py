@@ -339,7 +339,7 @@ def test_free_under_streams_on_all(three: Frontends) -> None:
 
 @pytest.mark.slow
 def test_a_load_that_is_given_up(three: Frontends, scripted: Path) -> None:
-    with loading(three.backend, model_options(scripted, *PARSERS, MaxModelLen=300)) as load:
+    with loading(three.backend) as load:
         load.cancel()
     eventually(lambda: not three.backend.engine_cores(), 5, "no engine")
     assert three.backend.load(model_options(scripted, *PARSERS)).success
@@ -435,11 +435,11 @@ def test_a_frontend_dies_and_the_server_ends_with_it(two: Frontends) -> None:
 
 
 @pytest.mark.parametrize("moment", ["no model", pytest.param("loading", marks=pytest.mark.slow)])
-def test_a_frontend_dies_before_there_is_a_model(scripted: Path, moment: str) -> None:
+def test_a_frontend_dies_before_there_is_a_model(moment: str) -> None:
     with running(3) as frontends, contextlib.ExitStack() as stack:
         victim = frontends.pids()[-1]
         if moment == "loading":
-            stack.enter_context(loading(frontends.backend, model_options(scripted, *PARSERS)))
+            stack.enter_context(loading(frontends.backend))
         frontends.backend.processes()
         psutil.Process(victim).kill()
         assert frontends.backend.wait_for_exit(DEATH_SECONDS) > 0
