@@ -57,6 +57,8 @@ class System(ABC):
             "OMP_NUM_THREADS": str(self._threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_NO_USAGE_STATS": "1",
+            # A step of the engine may be under way when its system is stopped, and the others' turns may take minutes.
+            "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": str(24 * 3600),
             "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
         }
         self.process = subprocess.Popen(
