@@ -11,11 +11,14 @@ from typing import Any
 
 import grpc
 import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.pb import backend_pb2 as pb
 from common.pb import backend_pb2_grpc as pb_grpc
 from tests.bench.asks import EMBED, TOOL, TOOLS, Ask, Fleet, prompt_ids
 from tests.bench.systems import LOAD_SECONDS, REPOSITORY, Player, Server, SystemFailedError, seconds
+
+_PROBE_SECONDS = 1.0
 
 
 class Ours(Server):
@@ -160,7 +163,9 @@ class VllmGrpc(Server):
         return [*argv, "--host", "127.0.0.1", "--port", str(self.port), *_flags(self.fleet.engine)]
 
     def wait_ready(self) -> None:
-        self.wait_until(lambda: _open(self.port))
+        # It takes requests as soon as its port is open, but warms the engine with some hundreds of its own until then.
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+            self.wait_until(lambda: _is_serving(channel))
 
     def path(self, ask: Ask) -> str:
         return f"/vllm.grpc.engine.VllmEngine/{'Embed' if ask.scenario == EMBED else 'Generate'}"
@@ -198,6 +203,15 @@ def _flags(engine: Mapping[str, Any]) -> list[str]:
         flag = f"--{name.replace('_', '-')}"
         flags += [flag] if value is True else [flag, str(value)]
     return flags
+
+
+def _is_serving(channel: grpc.Channel) -> bool:
+    """By the standard health service."""
+    try:
+        found = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_SECONDS)
+    except grpc.RpcError:
+        return False
+    return bool(found.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _open(port: int) -> bool:
