@@ -395,7 +395,7 @@ def test_sigterm_during_a_load(own: Backend, to_group: bool) -> None:
         assert load.done() or load.exception(timeout=PROBE_SECONDS)
 
 
-@pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
+@pytest.mark.parametrize("victim", ["EngineCore", pytest.param("Worker", marks=pytest.mark.slow)])
 def test_engine_that_dies_under_streams(own: Backend, scripted: Path, victim: str) -> None:
     apart = json.dumps({"distributed_executor_backend": "mp"} if victim == "Worker" else {})
     assert own.load(model_options(scripted, *PARSERS, EngineArgs=apart)).success

@@ -32,7 +32,7 @@ from tests.models.script import line
 from tests.process.orchestrator import FREE_SECONDS, PROBE_SECONDS, Backend, connect, eventually
 from tests.process.wire import ENDLESS, PARSERS, content, model_options, predict_options
 
-EXAMPLES = int(os.environ.get("STATES_EXAMPLES", "3"))
+EXAMPLES = int(os.environ.get("STATES_EXAMPLES", "2"))
 STEPS = int(os.environ.get("STATES_STEPS", "12"))
 SEED = os.environ.get("STATES_SEED")
 # No RPC may need longer, whatever runs beside it: a few loads that wait for each other.
