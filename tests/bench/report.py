@@ -200,19 +200,21 @@ By `make bench`; `make bench-quick` takes five minutes. Each system has an engin
 and they take turns: a round has one turn of each, the order changes from round to round, and who waits is stopped.
 Figures are medians of the rounds, in parentheses the least and the most; ratios are of neighbouring turns. Where
 SmolLM2's engine takes minutes there are fewer rounds, and streams only. Absolute figures belong to a machine, which has
-a page of its own; ratios do not.
+a page of its own, and to an hour: the Xeon is a cloud's, and in process takes 18 µs a token in one hour and 26 in the
+next. Ratios do not.
 
 - *in process*: `AsyncLLM` in the process that asks it, the least that generating costs
 - *ours*: `run.sh`, `PredictStream`; *ours, unary*: `Predict`. On a CPU its engine comes as one process, the others'
   as two, which costs them a core: see [loading.md](../loading.md#an-engine-in-one-process)
 - *vllm serve*: vLLM's OpenAI server over HTTP; *unary*: without `stream`
-- *vllm serve --grpc*: token ids in, token ids out, by smg-grpc-servicer
+- *vllm serve --grpc*: token ids in, token ids out, by smg-grpc-servicer, which is asked once it has warmed its engine
 
 What was *hoped for* of the CPU are the ratios of a machine on which in process took 39 µs a token, and 60 with text and
-deltas, 75 with a parser, were to be had. On the Xeon in process takes 18, for Python is twice as fast; the kernel is
-not, and grpc.aio by itself takes 17 for a message. Of ours, plain, some 18 are vLLM's, 20 gRPC's, 9 what a request of
-128 tokens costs but once, and 3 are left. Of a token in a tool call vLLM's hermes parser, which reads the call anew for
-each, takes another 20, and what becomes of that on the wire 6. The limits are what no change may make worse.
+deltas, 75 with a parser, were to be had. In the Xeon's good hours in process takes 18, for Python is twice as fast; the
+kernel is not, and grpc.aio by itself takes 17 for a message. Of ours, plain, some 18 are vLLM's, 20 gRPC's, 9 what a
+request of 128 tokens costs but once, and 3 are left. Of a token in a tool call vLLM's hermes parser, which reads the
+call anew for each, takes another 20, and what becomes of that on the wire 6. The limits are what no change may make
+worse.
 On the EPYC, of less than half the speed, grpc.aio by itself takes 83 for a message, and the ratios are the same. Writes
 that nobody waits for, and one wake-up of grpc.aio's reader for many messages instead of one for each, made no
 difference that could be told from noise.
