@@ -199,9 +199,11 @@ _INTRODUCTION = """\
 By `make bench`; `make bench-quick` takes five minutes. Each system has an engine of its own with the same arguments,
 and they take turns: a round has one turn of each, the order changes from round to round, and who waits is stopped.
 Figures are medians of the rounds, in parentheses the least and the most; ratios are of neighbouring turns. Where
-SmolLM2's engine takes minutes there are fewer rounds, and streams only. Absolute figures belong to a machine, which has
-a page of its own, and to an hour: the Xeon is a cloud's, and in process takes 18 µs a token in one hour and 26 in the
-next. Ratios do not; one stream's first message after in process does: 1.5 to 1.8 ms in good hours, up to 2.5 in others.
+SmolLM2's engine takes minutes there are fewer rounds, and streams only. A system that a table lacks was not measured
+there. Absolute figures belong to a machine, which has a page of its own, and to an hour: the Xeon is a cloud's, and in
+process takes 18 µs a token in one hour and 26 in the next; one stream's first message comes 1.5 to 1.8 ms after that of
+in process in good hours, and up to 2.5 in others. Ratios of CPU stay; of tokens/s, who has an engine in one process
+gains in slow hours (1.0 of in process in good ones).
 
 - *in process*: `AsyncLLM` in the process that asks it, the least that generating costs
 - *ours*: `run.sh`, `PredictStream`; *ours, unary*: `Predict`. On a CPU its engine comes as one process, the others'

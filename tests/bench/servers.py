@@ -163,7 +163,7 @@ class VllmGrpc(Server):
         return [*argv, "--host", "127.0.0.1", "--port", str(self.port), *_flags(self.fleet.engine)]
 
     def wait_ready(self) -> None:
-        # It takes requests as soon as its port is open, but warms the engine with some hundreds of its own until then.
+        # Its port is open, and requests are taken, while some hundreds of its own still warm the engine.
         with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
             self.wait_until(lambda: _is_serving(channel))
 
@@ -206,11 +206,13 @@ def _flags(engine: Mapping[str, Any]) -> list[str]:
 
 
 def _is_serving(channel: grpc.Channel) -> bool:
-    """By the standard health service."""
+    """By the standard health service; raises grpc.RpcError where there is a server that has none."""
     try:
         found = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_SECONDS)
-    except grpc.RpcError:
-        return False
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            return False
+        raise
     return bool(found.status == health_pb2.HealthCheckResponse.SERVING)
 
 

@@ -8,13 +8,14 @@ import math
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tests.bench import client, plan, report, servers
 from tests.bench.__main__ import _turn, main
@@ -284,6 +285,48 @@ def test_a_system_that_fails_says_why() -> None:
         system.wait_ready()
         with pytest.raises(SystemFailedError, match=r"^refusing, 128 at once, 128 tokens: an answer.*\nno memory"):
             _turn(MANY, system, Ask("plain", "", 128, stream=True))
+
+
+class Stopped(Refusing):
+    def argv(self) -> list[str]:
+        timeout = "from vllm import envs; timeout = envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
+        return [sys.executable, "-c", f"import sys; {timeout}; print('memory', timeout, file=sys.stderr); input()"]
+
+
+def test_a_system_may_be_stopped_for_long_in_a_step() -> None:
+    with Stopped(Fleet(Path(), {}), 1) as system:
+        system.wait_ready()
+        assert system.log().splitlines()[-1] == "memory 86400"
+
+
+class Warming(servers.VllmGrpc):
+    """Looks `looks` times whether it is ready; after the first it is."""
+
+    looks = 0
+
+    def __init__(self, port: int, states: health.HealthServicer) -> None:
+        self.port, self._states = port, states
+
+    def wait_until(self, is_ready: Callable[[], bool]) -> None:
+        while not is_ready():
+            self.looks += 1
+            self._states.set("", health_pb2.HealthCheckResponse.SERVING)
+
+
+def test_a_server_that_warms_its_engine_is_waited_for() -> None:
+    states = health.HealthServicer()
+    states.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    health_pb2_grpc.add_HealthServicer_to_server(states, server)
+    system = Warming(server.add_insecure_port("127.0.0.1:0"), states)
+    server.start()
+    try:
+        system.wait_ready()
+    finally:
+        server.stop(None).wait()
+    assert system.looks == 1
+    with grpc.insecure_channel(f"127.0.0.1:{system.port}") as channel:
+        assert not servers._is_serving(channel)
 
 
 def test_a_fleet_that_fails_does_not_end_the_run(
