@@ -354,7 +354,6 @@ def until_attaching(backend: Backend, load: Any) -> None:
         assert not load.done(), load.result()
 
 
-@pytest.mark.slow
 def test_an_engine_that_dies_while_the_others_are_attached_fails_the_load(three: Frontends, scripted: Path) -> None:
     with three.backend.connection() as stub:
         load = stub.LoadModel.future(model_options(scripted, *PARSERS, MaxModelLen=256), timeout=120)
