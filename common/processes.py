@@ -44,7 +44,18 @@ def engine_processes() -> list[psutil.Process]:
 
 
 def _descendants() -> list[psutil.Process]:
-    """All that run under ours but those set apart."""
+    """All that run under ours but those set apart.
+
+    One that ends during a look hides those it had started, which are ours from then on (see `adopt_orphans`): nobody of
+    a look may be gone at the next one.
+    """
+    former = _look()
+    while not set(former) <= set(found := _look()):
+        former = found
+    return found
+
+
+def _look() -> list[psutil.Process]:
     try:
         children = psutil.Process().children(recursive=True)
     except psutil.Error:

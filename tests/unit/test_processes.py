@@ -18,6 +18,7 @@ import pytest
 
 from common.processes import engine_processes, kill, leave_ray, memory_by_process, remove_registrations
 
+ROOT = Path(__file__).resolve().parents[2]
 # A child that starts another one, ignores polite requests, and says when both are there.
 PARENT = """
 import signal, subprocess, sys, time
@@ -42,6 +43,35 @@ def family() -> Iterator[list[int]]:
 
 def test_all_generations_are_in_sight(family: list[int]) -> None:
     assert set(family) <= {process.pid for process in engine_processes()}
+
+
+# Has a child with a child of its own. The child ends at the moment of the first or of the second look at all processes.
+ADOPTING = """
+import subprocess, sys
+import psutil
+from common.processes import adopt_orphans, engine_processes
+adopt_orphans()
+child = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+grandchild = int(child.stdout.readline())
+looks, look = [], psutil._ppid_map
+def last_look():
+    looks.append(look())
+    if len(looks) == int(sys.argv[1]):
+        child.kill()
+        child.wait()
+    return looks[-1]
+psutil._ppid_map = last_look
+found = engine_processes()
+psutil.Process(grandchild).kill()
+print([process.pid for process in found] == [grandchild], len(looks))
+"""
+
+
+@pytest.mark.parametrize(("fatal", "looks"), [(1, 2), (2, 3)])
+def test_one_that_ends_during_a_look_hides_nobody(fatal: int, looks: int) -> None:
+    argv = [sys.executable, "-c", ADOPTING, str(fatal)]
+    script = subprocess.run(argv, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert script.stdout == f"True {looks}\n", script.stderr
 
 
 @pytest.mark.parametrize(
