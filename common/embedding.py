@@ -21,6 +21,7 @@ from common.lora import Adapters
 from common.media_prompt import named, raw_prompt
 from common.pb import backend_pb2 as pb
 from common.pooling import pool
+from common.rendering import Renderer
 from common.vllm_errors import admit, admit_together, translated
 
 
@@ -30,6 +31,7 @@ class Embedder:
     def __init__(self, engine: Engine, adapters: Adapters) -> None:
         self._llm = engine.llm
         self._adapters = adapters
+        self._renderer = Renderer(engine.llm.renderer)
         self._task: Any = engine.abilities.pooling
         self._chunks: EmbedIOProcessor | None = None
 
@@ -76,7 +78,7 @@ class Embedder:
 
     async def _render(self, request: EmbeddingRequest) -> Any:
         """The input as the engine takes it."""
-        openai, renderer, config = request.openai, self._llm.renderer, self._llm.model_config
+        openai, renderer, config = request.openai, self._renderer, self._llm.model_config
         limits = openai.build_tok_params(config)
         extras = {"cache_salt": openai.cache_salt} if openai.cache_salt else None
         try:

@@ -18,6 +18,7 @@ from common.media import Item, fields_of
 from common.media_prompt import TEXT_ONLY, named, raw_prompt
 from common.mistral import leave_template_out
 from common.parsers import ParserChoice
+from common.rendering import Renderer
 from common.request import GenerationRequest
 
 
@@ -30,7 +31,7 @@ class Generator:
         self.model_config = llm.model_config
         self.renderer = OnlineRenderer(
             self.model_config,
-            llm.renderer,
+            Renderer(llm.renderer),
             request_logger=None,
             chat_template=None,
             chat_template_content_format="auto",
