@@ -40,7 +40,7 @@ def set_apart(name: str, pid: int) -> None:
 
 def engine_processes() -> list[psutil.Process]:
     """The processes that vLLM has started under ours; Python's resource tracker is not among them."""
-    return [child for child in _descendants() if _is_resource_tracker(child) is False]
+    return [child for child in _descendants() if is_resource_tracker(child) is False]
 
 
 def _descendants() -> list[psutil.Process]:
@@ -201,7 +201,7 @@ async def outlive_trackers() -> None:
     Shared memory and semaphores stay for good where a tracker is killed first. One that doesn't end is killed.
     """
     ours = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]  # typeshed does not know
-    trackers = [child for child in _descendants() if child.pid != ours and _is_resource_tracker(child)]
+    trackers = [child for child in _descendants() if child.pid != ours and is_resource_tracker(child)]
     _, left = await asyncio.to_thread(psutil.wait_procs, trackers, timeout=_TRACKER_SECONDS)
     if left:
         logger.warning("processes: the resource tracker did not end: killed; shared memory may be left in /dev/shm")
@@ -217,8 +217,8 @@ def _reap(killed: list[psutil.Process]) -> None:
     psutil.wait_procs(killed, timeout=5)
 
 
-def _is_resource_tracker(process: psutil.Process) -> bool | None:
-    """None for a process that is gone."""
+def is_resource_tracker(process: psutil.Process) -> bool | None:
+    """Whether it removes what Python's processes have shared, once the last of them is gone; None if it is itself."""
     try:
         return any(word.startswith(_TRACKER) for word in process.cmdline())
     except psutil.Error:

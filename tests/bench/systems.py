@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import psutil
 
+from common.processes import is_resource_tracker
 from tests.bench import client, in_process
 from tests.bench.asks import EMBED, Ask, Fleet, prompt_text
 from tests.bench.observed import Observed
@@ -78,10 +79,11 @@ class System(ABC):
         self.end()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_STOP_SECONDS)
-        for process in self._left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(self._left, timeout=5)
+        # What is shared stays for good where its tracker is killed first.
+        trackers = {process for process in self._left if is_resource_tracker(process)}
+        _killed(self._left - trackers)
+        psutil.wait_procs(trackers, timeout=5)
+        _killed(trackers)
         self.process.wait(5)
         if self.process.stdin:
             self.process.stdin.close()
@@ -159,6 +161,13 @@ class System(ABC):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise SystemFailedError(f"{self.name} did not become ready:\n{self.log()}")
             time.sleep(_LOAD_POLL_SECONDS)
+
+
+def _killed(processes: set[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
 
 
 def seconds(pid: int) -> float:

@@ -17,7 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from tests.bench import client, plan, report, servers
+from tests.bench import client, plan, report, servers, systems
 from tests.bench.__main__ import _turn, main
 from tests.bench.asks import Ask, Fleet
 from tests.bench.figures import (
@@ -285,6 +285,35 @@ def test_a_system_that_fails_says_why() -> None:
         system.wait_ready()
         with pytest.raises(SystemFailedError, match=r"^refusing, 128 at once, 128 tokens: an answer.*\nno memory"):
             _turn(MANY, system, Ask("plain", "", 128, stream=True))
+
+
+# As an engine's process is, it is slow to end, and it shares memory with others.
+SHARING = """
+import signal, sys, time
+from multiprocessing import shared_memory
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+memory = shared_memory.SharedMemory(create=True, size=4096)
+print("memory", memory.name, file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+
+
+class Sharing(Refusing):
+    def argv(self) -> list[str]:
+        return [sys.executable, "-c", SHARING]
+
+
+def test_what_a_system_has_shared_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systems, "_STOP_SECONDS", 0.1)
+    with Sharing(Fleet(Path(), {}), 1) as system:
+        system.wait_ready()
+        shared = Path("/dev/shm", system.log().split()[1])
+        assert shared.exists()
+        system.pause()  # which looks at its processes
+    try:
+        assert not shared.exists()
+    finally:
+        shared.unlink(missing_ok=True)
 
 
 class Stopped(Refusing):
