@@ -27,6 +27,8 @@ _REGISTRATION = re.compile(r"__KMP_REGISTERED_LIB_(?P<pid>\d{1,7})_(?P<user>\d{1
 _TRACKER = "from multiprocessing.resource_tracker import main"
 # It begins to remove what was registered as soon as the last of its processes is gone.
 _TRACKER_SECONDS = 5.0
+# One takes a millisecond, and 20 where thousands of processes run.
+_MOST_LOOKS = 10
 
 
 # Children that are no engine's, by the name that they go by.
@@ -47,12 +49,17 @@ def _descendants() -> list[psutil.Process]:
     """All that run under ours but those set apart.
 
     One that ends during a look hides those it had started, which are ours from then on (see `adopt_orphans`): nobody of
-    a look may be gone at the next one.
+    a look may be gone at the next one. A compiler's come and go all the time: then it is all who have been seen.
     """
+    seen: set[psutil.Process] = set()
     former = _look()
-    while not set(former) <= set(found := _look()):
+    for _ in range(_MOST_LOOKS):
+        found = _look()
+        if set(former) <= set(found):
+            return found
+        seen.update(former)
         former = found
-    return found
+    return [*former, *(seen - set(former))]
 
 
 def _look() -> list[psutil.Process]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any, cast
 import psutil
 import pytest
 
+from common import processes
 from common.processes import engine_processes, kill, leave_ray, memory_by_process, remove_registrations
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,8 +63,10 @@ def last_look():
         child.wait()
     return looks[-1]
 psutil._ppid_map = last_look
-found = engine_processes()
-psutil.Process(grandchild).kill()
+try:
+    found = engine_processes()
+finally:
+    psutil.Process(grandchild).kill()
 print([process.pid for process in found] == [grandchild], len(looks))
 """
 
@@ -73,6 +77,13 @@ def test_one_that_ends_during_a_look_hides_nobody(fatal: int, looks: int) -> Non
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     script = subprocess.run(argv, check=False, env=environ, capture_output=True, text=True)
     assert script.stdout == f"True {looks}\n", script.stderr
+
+
+def test_looks_come_to_an_end_where_processes_come_and_go(family: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, child = map(psutil.Process, family)
+    looks = itertools.cycle([[parent], [child]])
+    monkeypatch.setattr(processes, "_look", lambda: next(looks))
+    assert {process.pid for process in engine_processes()} == set(family)
 
 
 @pytest.mark.parametrize(

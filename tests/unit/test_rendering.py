@@ -2,22 +2,26 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from vllm import AsyncEngineArgs
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.renderers import renderer_from_config
+from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.renderers.params import ChatParams, TokenizeParams
 
-from common.rendering import MOST_CHARACTERS, MOST_MESSAGES, MOST_TOKENS, Renderer
+from common import rendering
+from common.rendering import MOST_CHARACTERS, MOST_MESSAGES, MOST_VARIABLES, REST_SECONDS, Renderer
 from tests.models import ensure
 
 LIMITS = TokenizeParams(max_total_tokens=None)
 # As vLLM asks for a chat's text.
 TEMPLATE_KWARGS = {"tools": None, "tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
-WORD = "word "
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,7 @@ def tokens(prompt: Any) -> Any:
         (chat("Hi", "Ö 你好 \N{GRINNING FACE} \x00", name="me"), {"enable_thinking": False}),
         ([{"role": "developer", "content": "Be brief."}, *chat("x" * 1000)], {"builtin": "a"}),
         (chat(*["x"] * MOST_MESSAGES), {}),
+        (chat("1" * 1900), {}),
     ],
 )
 async def test_a_short_chat_is_rendered_at_once(
@@ -87,7 +92,10 @@ async def test_a_short_chat_is_rendered_at_once(
         (chat("x" * (MOST_CHARACTERS + 1)), {}),
         (chat("x" * (MOST_CHARACTERS // 2), "x" * (MOST_CHARACTERS // 2 + 1)), {}),
         (chat("Hi"), {"builtin": "x" * MOST_CHARACTERS}),
+        (chat("\N{CJK UNIFIED IDEOGRAPH-4F60}" * 700), {}),
         (chat("Hi"), {"times": 10**6}),
+        (chat("Hi"), {"x" * MOST_CHARACTERS: ""}),
+        (chat("Hi"), {f"_{number}": "" for number in range(MOST_VARIABLES)}),
         (chat("Hi"), {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}),
         (chat([{"type": "text", "text": "Hi"}]), {}),
         ([{"role": "assistant", "content": "", "tool_calls": []}], {}),
@@ -103,29 +111,54 @@ async def test_what_may_take_long_is_rendered_in_the_thread(
     assert tokens(prompt) == tokens(reference)
 
 
-async def test_a_thread_at_work_has_the_tokenizer(ours: Ours, theirs: Any) -> None:
+async def test_a_short_chat_does_not_wait_for_a_long_one(ours: Ours, theirs: Any) -> None:
     may_end = threading.Event()
     work = asyncio.get_running_loop().run_in_executor(theirs._executor, may_end.wait)
-    short = asyncio.create_task(ours.render_chat_async(*asked(chat("Hi"))))
     try:
-        done, _ = await asyncio.wait([short], timeout=0.2)
-        assert not done
-        assert ours.jobs == 2
+        async with asyncio.timeout(5):
+            await ours.render_chat_async(*asked(chat("Hi")))
+        assert not work.done()
     finally:
         may_end.set()
-        await asyncio.gather(work, short)
+        await work
+
+
+async def test_what_took_long_is_for_the_thread_for_a_while(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = "{% for i in range(300) %}{% for j in range(300) %}{% endfor %}{% endfor %}{{ messages }}"
+    slow = ChatParams(chat_template=counting, chat_template_kwargs=TEMPLATE_KWARGS)
+    await ours.render_chat_async([chat("Hi")], slow, LIMITS)
+    assert ours.jobs == 0
+    await ours.render_chat_async(*asked(chat("Hi")))
+    assert ours.jobs == 2
+    await ours.render_cmpl_async([{"prompt": "Hi"}], LIMITS)
     assert ours.jobs == 3
+    later = time.monotonic() + REST_SECONDS
+    monkeypatch.setattr(rendering, "time", SimpleNamespace(monotonic=lambda: later, thread_time=time.thread_time))
     await ours.render_chat_async(*asked(chat("Hi")))
     assert ours.jobs == 3
 
 
-async def test_a_template_that_says_much(ours: Ours) -> None:
-    wordy = ChatParams(chat_template=WORD * MOST_TOKENS + "{{ messages }}", chat_template_kwargs=TEMPLATE_KWARGS)
-    _, (prompt,) = await ours.render_chat_async([chat("Hi")], wordy, LIMITS)
-    assert len(prompt["prompt_token_ids"]) > MOST_TOKENS
+async def test_through_vllm_s_parts(ours: Ours, theirs: Any) -> None:
+    """Those that ask it in the end, with all that they ask it with."""
+    online = OnlineRenderer(
+        theirs.model_config,
+        cast("Any", ours),
+        request_logger=None,
+        chat_template=None,
+        chat_template_content_format="auto",
+    )
+    online.warmup()
+    request = ChatCompletionRequest(
+        messages=[{"role": "user", "content": "Hi"}],
+        chat_template_kwargs={"enable_thinking": False},
+        reasoning_effort="low",
+        cache_salt="salt",
+    )
+    rendered: Any = await online.render_chat(request)
+    assert rendered[1][0]["cache_salt"] == "salt"
+    (completion,) = cast("Any", await online.render_completion(CompletionRequest(prompt="Hi", cache_salt="salt")))
+    assert completion["cache_salt"] == "salt"
     assert ours.jobs == 0
-    await ours.render_chat_async([chat("Hi")], wordy, LIMITS)
-    assert ours.jobs == 2
 
 
 async def test_what_a_template_refuses_is_refused_alike(ours: Ours, theirs: Any) -> None:
@@ -145,7 +178,6 @@ async def test_what_a_template_refuses_is_refused_alike(ours: Ours, theirs: Any)
         ({"prompt": "x" * MOST_CHARACTERS}, 0),
         ({"prompt": "x" * (MOST_CHARACTERS + 1)}, 1),
         ({"prompt": "Hi", "cache_salt": "s"}, 1),
-        ({"prompt_token_ids": [1, 2]}, 0),
     ],
 )
 async def test_texts(ours: Ours, theirs: Any, prompt: dict[str, Any], jobs: int) -> None:

@@ -179,7 +179,6 @@ INSTANCE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.v1.engine.output_processor.OutputProcessor": ("parent_requests", "request_states"),
     "vllm.renderers.base.BaseRenderer": (
         "_async_tokenizer_decode",
-        "_executor",
         "mm_processor",
         "model_config",
         "tokenizer",
