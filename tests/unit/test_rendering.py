@@ -1,11 +1,13 @@
 """Which prompts are made at once and which in the thread of vLLM's renderer; and that they are the same."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 from vllm import AsyncEngineArgs
@@ -26,7 +28,8 @@ TEMPLATE_KWARGS = {"tools": None, "tokenize": False, "add_generation_prompt": Tr
 
 @pytest.fixture(scope="module")
 def theirs() -> Iterator[Any]:
-    config = AsyncEngineArgs(model=str(ensure("smollm2"))).create_engine_config()
+    with mock.patch.dict(os.environ):  # in which vLLM has something for its processes
+        config = AsyncEngineArgs(model=str(ensure("smollm2"))).create_engine_config()
     renderer = renderer_from_config(config)
     yield renderer
     renderer.shutdown()
