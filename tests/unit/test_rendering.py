@@ -127,7 +127,7 @@ async def test_a_short_chat_does_not_wait_for_a_long_one(ours: Ours, theirs: Any
 
 
 async def test_what_took_long_is_for_the_thread_for_a_while(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
-    counting = "{% for i in range(300) %}{% for j in range(300) %}{% endfor %}{% endfor %}{{ messages }}"
+    counting = "{% for i in range(1000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}{{ messages }}"
     slow = ChatParams(chat_template=counting, chat_template_kwargs=TEMPLATE_KWARGS)
     await ours.render_chat_async([chat("Hi")], slow, LIMITS)
     assert ours.jobs == 0
