@@ -2,7 +2,7 @@
 
 import dataclasses
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pydantic
@@ -10,6 +10,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMValidationError
 
+from common import known_settings
 from common.errors import InvalidRequest
 from common.grammar import structured_outputs
 from common.media import Item, media_items, place
@@ -96,7 +97,7 @@ def generation_request(
     fields["stream"] = stream
     top_logprobs = fields.pop("top_logprobs", None)
     stop = fields.pop("stop")
-    request_id = request_id_of(options.CorrelationId)
+    fields["request_id"] = request_id = request_id_of(options.CorrelationId)
     if salt := options.Metadata.get("cache_salt", ""):
         fields["cache_salt"] = salt
     openai: ChatCompletionRequest | CompletionRequest
@@ -132,7 +133,7 @@ def chat_request(
     """
     chat = _chat_fields(options, has_tool_parser=has_tool_parser)
     place(chat["messages"], media)
-    return _checked(ChatCompletionRequest, {**(fields or {}), **chat})
+    return _checked(known_settings.chat_request, {**(fields or {}), **chat})
 
 
 def is_heavy(options: pb.PredictOptions) -> bool:
@@ -153,8 +154,8 @@ def is_heavy(options: pb.PredictOptions) -> bool:
     )
 
 
-def _checked(model: type[R], fields: Mapping[str, Any]) -> R:
-    """A request model of vLLM, which checks its `fields`."""
+def _checked(model: Callable[..., R], fields: Mapping[str, Any]) -> R:
+    """A request of vLLM, which checks its `fields`."""
     try:
         return model(**fields)
     except pydantic.ValidationError as error:
