@@ -201,9 +201,9 @@ and they take turns: a round has one turn of each, the order changes from round 
 Figures are medians of the rounds, in parentheses the least and the most; ratios are of neighbouring turns. Where
 SmolLM2's engine takes minutes there are fewer rounds, and streams only. A system that a table lacks was not measured
 there. Absolute figures belong to a machine, which has a page of its own, and to an hour: the Xeon is a cloud's, and in
-process takes 18 µs a token in one hour and 26 in the next; one stream's first message comes 1.5 to 1.8 ms after that of
-in process in good hours, and up to 2.5 in others. Ratios of CPU stay; of tokens/s, who has an engine in one process
-gains in slow hours (1.0 of in process in good ones).
+process takes 18 µs a token in one hour and 26 in the next; one stream's first message comes 1.6 ms after that of in
+process in one, and 1.8 in the next. Ratios of CPU stay; of tokens/s, who has an engine in one process gains in slow
+hours (1.0 of in process in good ones).
 
 - *in process*: `AsyncLLM` in the process that asks it, the least that generating costs
 - *ours*: `run.sh`, `PredictStream`; *ours, unary*: `Predict`. On a CPU its engine comes as one process, the others'
@@ -213,10 +213,12 @@ gains in slow hours (1.0 of in process in good ones).
 
 What was *hoped for* of the CPU are the ratios of a machine on which in process took 39 µs a token, and 60 with text and
 deltas, 75 with a parser, were to be had. In the Xeon's good hours in process takes 18, for Python is twice as fast; the
-kernel is not, and grpc.aio by itself takes 17 for a message. Of ours, plain, some 18 are vLLM's, 20 gRPC's, 9 what a
+kernel is not, and grpc.aio by itself takes 17 for a message. Of ours, plain, some 18 are vLLM's, 20 gRPC's, 7 what a
 request of 128 tokens costs but once, and 3 are left. Of a token in a tool call vLLM's hermes parser, which reads the
 call anew for each, takes another 20, and what becomes of that on the wire 6. The limits are what no change may make
 worse.
+Messages of streams that share a connection leave in one write to the kernel, those of 128 connections in 128: a fifth
+more for each token, with vLLM's gRPC server as with ours.
 On the EPYC, of less than half the speed, grpc.aio by itself takes 83 for a message, and the ratios are the same. Writes
 that nobody waits for, and one wake-up of grpc.aio's reader for many messages instead of one for each, made no
 difference that could be told from noise.
