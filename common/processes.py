@@ -225,7 +225,7 @@ def _reap(killed: list[psutil.Process]) -> None:
 
 
 def is_resource_tracker(process: psutil.Process) -> bool | None:
-    """Whether it removes what Python's processes have shared, once the last of them is gone; None if it is itself."""
+    """Whether it removes what Python's processes have shared, once the last is gone; None where this one is."""
     try:
         return any(word.startswith(_TRACKER) for word in process.cmdline())
     except psutil.Error:

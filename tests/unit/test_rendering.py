@@ -11,14 +11,18 @@ from unittest import mock
 
 import pytest
 from vllm import AsyncEngineArgs
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.renderers import renderer_from_config
-from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.renderers.params import ChatParams, TokenizeParams
 
 from common import rendering
-from common.rendering import MOST_CHARACTERS, MOST_MESSAGES, MOST_VARIABLES, REST_SECONDS, Renderer
+from common.embedding import Embedder
+from common.embedding_request import embedding_request
+from common.generator import Generator
+from common.lora import NO_ADAPTERS, Adapters
+from common.parsers import ParserChoice
+from common.pb import backend_pb2 as pb
+from common.rendering import MOST_CHARACTERS, MOST_MESSAGES, MOST_SECONDS, MOST_VARIABLES, REST_SECONDS, Renderer
+from common.request import generation_request
 from tests.models import ensure
 
 LIMITS = TokenizeParams(max_total_tokens=None)
@@ -51,7 +55,8 @@ class Ours(Renderer):
 
 
 @pytest.fixture
-def ours(theirs: Any) -> Iterator[Ours]:
+def ours(theirs: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ours]:
+    monkeypatch.setattr(rendering, "MOST_SECONDS", 60.0)  # however slow the machine is
     yield Ours(theirs)
     del theirs._executor.submit
 
@@ -127,6 +132,7 @@ async def test_a_short_chat_does_not_wait_for_a_long_one(ours: Ours, theirs: Any
 
 
 async def test_what_took_long_is_for_the_thread_for_a_while(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "MOST_SECONDS", MOST_SECONDS)
     counting = "{% for i in range(1000) %}{% for j in range(1000) %}{% endfor %}{% endfor %}{{ messages }}"
     slow = ChatParams(chat_template=counting, chat_template_kwargs=TEMPLATE_KWARGS)
     await ours.render_chat_async([chat("Hi")], slow, LIMITS)
@@ -135,32 +141,32 @@ async def test_what_took_long_is_for_the_thread_for_a_while(ours: Ours, monkeypa
     assert ours.jobs == 2
     await ours.render_cmpl_async([{"prompt": "Hi"}], LIMITS)
     assert ours.jobs == 3
+    monkeypatch.setattr(rendering, "MOST_SECONDS", 60.0)
     later = time.monotonic() + REST_SECONDS
     monkeypatch.setattr(rendering, "time", SimpleNamespace(monotonic=lambda: later, thread_time=time.thread_time))
     await ours.render_chat_async(*asked(chat("Hi")))
     assert ours.jobs == 3
 
 
-async def test_through_vllm_s_parts(ours: Ours, theirs: Any) -> None:
-    """Those that ask it in the end, with all that they ask it with."""
-    online = OnlineRenderer(
-        theirs.model_config,
-        cast("Any", ours),
-        request_logger=None,
-        chat_template=None,
-        chat_template_content_format="auto",
+async def test_requests_of_the_wire_are_rendered_at_once(ours: Ours, theirs: Any) -> None:
+    """By those who ask it, with all that they and vLLM's parts ask it with."""
+    config = theirs.model_config
+    llm = SimpleNamespace(renderer=theirs, model_config=config, get_tokenizer=theirs.get_tokenizer)
+    adapters = Adapters(NO_ADAPTERS)
+    generator = Generator(cast("Any", llm), ParserChoice(None, None, "as asked"), adapters)
+    metadata = {"enable_thinking": "false", "reasoning_effort": "low", "cache_salt": "salt"}
+    asking = pb.PredictOptions(
+        UseTokenizerTemplate=True, Messages=[pb.Message(role="user", content="Hi")], Metadata=metadata
     )
-    online.warmup()
-    request = ChatCompletionRequest(
-        messages=[{"role": "user", "content": "Hi"}],
-        chat_template_kwargs={"enable_thinking": False},
-        reasoning_effort="low",
-        cache_salt="salt",
-    )
-    rendered: Any = await online.render_chat(request)
-    assert rendered[1][0]["cache_salt"] == "salt"
-    (completion,) = cast("Any", await online.render_completion(CompletionRequest(prompt="Hi", cache_salt="salt")))
-    assert completion["cache_salt"] == "salt"
+    for options in (asking, pb.PredictOptions(Prompt="Hi", Metadata=metadata)):
+        rendered = await generator.render(generation_request(options, stream=True, has_tool_parser=False))
+        assert rendered["cache_salt"] == "salt"
+    pooler = SimpleNamespace(max_embed_len=None, enable_chunked_processing=False)
+    with mock.patch.object(config, "pooler_config", pooler):
+        engine = SimpleNamespace(llm=llm, abilities=SimpleNamespace(pooling="embed"))
+        embedder = Embedder(cast("Any", engine), adapters)
+        request = embedding_request(pb.PredictOptions(Embeddings="Hi", Metadata={"cache_salt": "salt"}), config)
+        assert (await embedder._render(request))["cache_salt"] == "salt"
     assert ours.jobs == 0
 
 

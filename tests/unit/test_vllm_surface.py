@@ -177,12 +177,7 @@ INSTANCE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "vllm.v1.engine.admission_control.SharedAdmissionStats": ("_counters",),
     "vllm.v1.engine.output_processor.OutputProcessor": ("parent_requests", "request_states"),
-    "vllm.renderers.base.BaseRenderer": (
-        "_async_tokenizer_decode",
-        "mm_processor",
-        "model_config",
-        "tokenizer",
-    ),
+    "vllm.renderers.base.BaseRenderer": ("_async_tokenizer_decode", "mm_processor", "model_config", "tokenizer"),
     "vllm.renderers.online_renderer.OnlineRenderer": ("parser",),
     "vllm.v1.metrics.stats.IterationStats": ("num_generation_tokens",),
     "vllm.v1.worker.gpu_model_runner.GPUModelRunner": ("kv_caches",),
