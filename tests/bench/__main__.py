@@ -23,6 +23,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 _SETTLE_SECONDS = 0.2
 _WARM_UP_TOKENS = 16
 _WAKE_TOKENS = 4
+_COORDINATES = [field.name for field in dataclasses.fields(Cell)]
 
 
 def main() -> int:
@@ -62,14 +63,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of all machines' reports; cells of old runs stay")
     parser.add_argument("--dry", action="store_true", help="write no report")
     parser.add_argument("--system", action="append", help="only these systems, such as ours; may be repeated")
-    for name, kind in (("fleet", str), ("scenario", str), ("streams", int), ("tokens", int), ("connections", int)):
+    for name in _COORDINATES:
+        kind = str if name in ("fleet", "scenario") else int
         parser.add_argument(f"--{name}", type=kind, action="append", help="only cells with it; may be repeated")
     return parser.parse_args()
 
 
 def _wanted(cell: Cell, given: argparse.Namespace) -> bool:
-    names = ("fleet", "scenario", "streams", "tokens", "connections")
-    return all(getattr(given, name) is None or getattr(cell, name) in getattr(given, name) for name in names)
+    return all(getattr(given, name) is None or getattr(cell, name) in getattr(given, name) for name in _COORDINATES)
 
 
 def _add(cell: Cell, systems: Sequence[System], given: argparse.Namespace, measured: list[Measured]) -> bool:
@@ -117,10 +118,11 @@ def _turn(cell: Cell, system: System, ask: Ask) -> tuple[Round, set[tuple[int, i
     time.sleep(_SETTLE_SECONDS)
     try:
         system.play(dataclasses.replace(ask, tokens=min(ask.tokens, _WAKE_TOKENS)), 1, 1)
-        before = system.cpu()
-        turns = [system.play(ask, cell.streams, connections) for _ in range(times)]
-        cpu = system.cpu() - before
-        memory = system.memory()
+        with system.beside(ask, cell.idle):
+            before = system.cpu()
+            turns = [system.play(ask, cell.streams, connections) for _ in range(times)]
+            cpu = system.cpu() - before
+            memory = system.memory()
     except SystemFailedError as error:
         asked = f"{system.name}, {cell.streams} at once, {ask.tokens} tokens"
         raise SystemFailedError(f"{asked}: {error}\n{system.log()}") from error

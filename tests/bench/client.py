@@ -198,14 +198,14 @@ class Http1:
 def play(job: Job) -> Observed:
     """Begin all streams of a job at once, and see them through."""
     bodies = [bytes.fromhex(body) for body in job.bodies]
-    connections: list[Connection] = [_connection(job) for _ in range(job.connections)]
+    connections = [connection(job.protocol, job.port, job.path) for _ in range(job.connections)]
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        for connection in connections:
-            stack.enter_context(connection.socket)
-            selector.register(connection.socket, selectors.EVENT_READ, connection)
+        for each in connections:
+            stack.enter_context(each.socket)
+            selector.register(each.socket, selectors.EVENT_READ, each)
         cpu, started = time.process_time(), time.perf_counter()
-        for number, connection in enumerate(connections):
-            connection.start(bodies[number :: job.connections])
+        for number, each in enumerate(connections):
+            each.start(bodies[number :: job.connections])
         received, left = 0, len(connections)
         while left:
             ready = selector.select(_PATIENCE_SECONDS)
@@ -222,16 +222,17 @@ def play(job: Job) -> Observed:
                     selector.unregister(asked.socket)
                     left -= 1
         return observed(
-            [stream for connection in connections for stream in connection.streams],
+            [stream for each in connections for stream in each.streams],
             started,
-            sent=sum(connection.sent for connection in connections),
+            sent=sum(each.sent for each in connections),
             received=received,
             client_cpu=time.process_time() - cpu,
         )
 
 
-def _connection(job: Job) -> Connection:
-    return Http2(job.port, job.path) if job.protocol == "grpc" else Http1(job.port, job.path)
+def connection(protocol: str, port: int, path: str) -> Connection:
+    """Open one."""
+    return Http2(port, path) if protocol == "grpc" else Http1(port, path)
 
 
 def _connected(port: int) -> socket.socket:

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.bench.asks import EMBED, PLAIN, REASONING, TOOLS, Fleet
-from tests.bench.figures import MIB, UNARY, Cell
+from tests.bench.figures import IDLE, MIB, UNARY, Cell
 from tests.bench.servers import Frontends, Ours, VllmGrpc, VllmHttp
 from tests.bench.systems import InProcess, Player, System
 from tests.models import ensure
 
 GIB = 1024 * MIB
 STREAMS = (1, 8, 32, 64, 128, 256)
-TOKENS = (128, 1024)
+SHORT, LONG = 128, 1024
 # One stream is over soon: so many one after the other make a turn.
 TURNS_OF_ONE = 8
 # SmolLM2 takes minutes for more tokens than these.
@@ -75,13 +75,20 @@ FLEETS: Mapping[str, Described] = {
     ),
 }
 
-QUICK: Sequence[Cell] = [Cell("toy", PLAIN, streams, 128) for streams in (1, 32, 128)]
+QUICK: Sequence[Cell] = [Cell("toy", PLAIN, streams, SHORT) for streams in (1, 32, 128)]
+# One after the other, since the machine has better and worse hours.
+_COMPARED: Sequence[Cell] = [
+    Cell("toy", PLAIN, 128, SHORT),
+    *(Cell("toy", PLAIN, 128, SHORT, connections) for connections in (1, 8)),
+    Cell("toy", PLAIN, 128, SHORT, idle=IDLE),
+    Cell("toy", PLAIN, 128, LONG),
+]
 FULL: Sequence[Cell] = [
-    *(Cell("toy", PLAIN, streams, tokens) for tokens in TOKENS for streams in STREAMS),
-    *(Cell("toy", PLAIN, 128, 128, connections) for connections in (1, 8)),
-    *(Cell("parsers", scenario, streams, 128) for scenario in (TOOLS, REASONING) for streams in (1, 32, 128)),
-    *(Cell("smollm2", PLAIN, streams, 128) for streams in STREAMS),
-    *(Cell("smollm2", PLAIN, streams, 1024) for streams in (1, 8)),
+    *_COMPARED,
+    *(Cell("toy", PLAIN, streams, tokens) for tokens in (SHORT, LONG) for streams in STREAMS if streams != 128),
+    *(Cell("parsers", scenario, streams, SHORT) for scenario in (TOOLS, REASONING) for streams in (1, 32, 128)),
+    *(Cell("smollm2", PLAIN, streams, SHORT) for streams in STREAMS),
+    *(Cell("smollm2", PLAIN, streams, LONG) for streams in (1, 8)),
     *(Cell("embeddings", EMBED, streams, 0) for streams in STREAMS),
 ]
 
@@ -119,7 +126,7 @@ def rounds(cell: Cell) -> int:
 
 def repeats(cell: Cell) -> int:
     """How often all streams ask in one turn."""
-    soon_over = cell.streams == 1 and cell.tokens <= min(TOKENS) and cell.fleet != "smollm2"
+    soon_over = cell.streams == 1 and cell.tokens <= SHORT and cell.fleet != "smollm2"
     return TURNS_OF_ONE if soon_over else 1
 
 

@@ -24,7 +24,7 @@ def draw(folder: Path, measured: Sequence[Measured]) -> None:
         cells = [
             each
             for each in measured
-            if each.cell.fleet == fleet and each.cell.tokens == 128 and not each.cell.connections
+            if each.cell.fleet == fleet and each.cell.tokens == 128 and not each.cell.connections and not each.cell.idle
         ]
         if len(cells) > 1:
             _figure(folder / f"throughput-{fleet}.svg", sorted(cells, key=lambda each: each.cell.streams))

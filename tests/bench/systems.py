@@ -26,6 +26,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # `vllm serve --grpc` warms its engine for up to 300 s before it calls itself ready.
 LOAD_SECONDS = 420.0
 _STOP_SECONDS = 15.0
+# In which a server comes to rest that has met many connections.
+_OPENED_SECONDS = 0.5
 _LOAD_POLL_SECONDS = 0.25
 _LOG_BYTES = 6000
 
@@ -113,6 +115,10 @@ class System(ABC):
     @abstractmethod
     def play(self, ask: Ask, streams: int, connections: int) -> Observed:
         """So many requests at once."""
+
+    def beside(self, ask: Ask, connections: int) -> contextlib.AbstractContextManager[Any]:
+        """So many connections, open until the block ends, on which nothing is asked."""
+        return contextlib.nullcontext()
 
     @abstractmethod
     def tokens(self, ask: Ask, last: bytes) -> tuple[int, int]:
@@ -218,6 +224,15 @@ class Server(System):
     def play(self, ask: Ask, streams: int, connections: int) -> Observed:
         bodies = [self.body(ask).hex() for _ in range(streams)]
         return self._player.play(client.Job(self.protocol, self.port, self.path(ask), bodies, connections))
+
+    @contextlib.contextmanager
+    def beside(self, ask: Ask, connections: int) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for _ in range(connections):
+                stack.enter_context(client.connection(self.protocol, self.port, self.path(ask)).socket)
+            if connections:
+                time.sleep(_OPENED_SECONDS)
+            yield
 
     @abstractmethod
     def path(self, ask: Ask) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -24,6 +25,7 @@ from tests.bench.figures import (
     FIGURES,
     GRPC,
     HTTP,
+    IDLE,
     IN_PROCESS,
     OURS,
     UNARY,
@@ -128,9 +130,14 @@ def test_a_promise_that_does_not_hold_is_found(broken: dict[str, float], contend
 def test_cost_that_grows_with_length_or_connections_is_found() -> None:
     of_many = measured(MANY, ours=[round_of(cpu=50)])
     longer = measured(Cell("toy", "plain", 128, 1024), ours=[round_of(cpu=53)])
-    shared = measured(Cell("toy", "plain", 128, 128, 1), ours=[round_of(cpu=40)])
-    failed = [verdict.promise for verdict in verdicts([of_many, longer, shared]) if not verdict.holds]
-    assert failed == ["CPU per token of 1,024 tokens to that of 128", "CPU per token of 128 connections to that of 1"]
+    shared = measured(Cell("toy", "plain", 128, 128, 1), ours=[round_of(cpu=38)])
+    beside = measured(Cell("toy", "plain", 128, 128, idle=IDLE), ours=[round_of(cpu=53)])
+    failed = [verdict.promise for verdict in verdicts([of_many, longer, shared, beside]) if not verdict.holds]
+    assert failed == [
+        "CPU per token of 1,024 tokens to that of 128",
+        "CPU per token of 128 connections to that of 1",
+        "CPU per token beside 512 idle connections to that of none",
+    ]
 
 
 def test_a_first_message_that_is_late_is_found() -> None:
@@ -222,11 +229,19 @@ def test_everybody_is_first_and_last_in_some_round() -> None:
 
 @pytest.fixture
 def grpc_port() -> Iterator[int]:
-    """A server that sends what it got, once more each time, 50 times; the last with 100 kB. It refuses "no"."""
+    """A server that sends what it got, once more each time, 50 times; the last with 100 kB.
+
+    It refuses "no", and answers "connections?" with their number.
+    """
 
     def answer(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         if request == b"no":
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many")
+        if request == b"connections?":
+            mine = psutil.Process().net_connections("tcp")
+            here = [each for each in mine if each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED]
+            yield str(len(here)).encode()
+            return
         for number in range(1, 50):
             yield request * number
         yield request * 50_000
@@ -248,6 +263,14 @@ def test_the_client_sees_every_message_of_grpc(grpc_port: int, connections: int)
     assert seen.messages == 4 * 50
     assert {bytes.fromhex(last) for last in seen.last} == {b"ab" * 50_000}
     assert seen.received > 4 * 100_000
+
+
+def test_idle_connections_are_open_beside(grpc_port: int) -> None:
+    server = servers.Ours.__new__(servers.Ours)
+    server.port = grpc_port
+    with server.beside(Ask("plain", "", 1, stream=True), 5):
+        seen = client.play(client.Job("grpc", grpc_port, "/a.B/C", [b"connections?".hex()] * 2, 2))
+    assert [bytes.fromhex(last) for last in seen.last] == [b"7", b"7"]
 
 
 def test_the_client_hears_of_a_refusal(grpc_port: int) -> None:
