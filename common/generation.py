@@ -4,6 +4,7 @@ The loop is the one of vLLM's own OpenAI server, which is what answers are compa
 DELTA outputs; a whole answer for FINAL_ONLY, so that nothing is done per token.
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -15,7 +16,7 @@ from vllm.parser.abstract_parser import Parser
 from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_prompt_len
 
-from common import request_context
+from common import pacing, request_context
 from common.clock import Clock, ObservedClock
 from common.concurrency import in_thread
 from common.detokenization import TokenByToken, may_hold_back, reads_one_token
@@ -56,13 +57,20 @@ class Run:
     async def deltas(self) -> AsyncGenerator[Delta, None]:
         """The answer as it comes. Closing the iterator makes the engine drop the request."""
         async with contextlib.aclosing(self._outputs()) as outputs:
-            async for output in outputs:
-                if (parser := self._parser) is None:
-                    if text := _clean(output.outputs[0].text):
-                        yield Delta(content=text)
-                    continue
-                for delta in joined(self._parsed(parser, output)):
-                    yield delta
+            with self._generator.pace.answer() as paced:
+                async for output in outputs:
+                    if (parser := self._parser) is None:
+                        if text := _clean(output.outputs[0].text):
+                            yield Delta(content=text)
+                        continue
+                    began = pacing.now()
+                    deltas = list(joined(self._parsed(parser, output)))
+                    # Token by token, those that come together cost as much as those that don't.
+                    due = paced.due(began) if self._token_by_token is None else 0.0
+                    for delta in deltas:
+                        yield delta
+                    if due and not output.finished:
+                        await asyncio.sleep(due - pacing.now())
         if self._halves:
             yield Delta(tool_calls=[ToolCall(index, arguments=half) for index, half in self._halves.items()])
 

@@ -17,6 +17,7 @@ from common.lora import Adapters
 from common.media import Item, fields_of
 from common.media_prompt import TEXT_ONLY, named, raw_prompt
 from common.mistral import leave_template_out
+from common.pacing import Pace
 from common.parsers import ParserChoice
 from common.rendering import Renderer
 from common.request import GenerationRequest
@@ -28,6 +29,7 @@ class Generator:
     def __init__(self, llm: AsyncLLM, parsers: ParserChoice, adapters: Adapters) -> None:
         self.llm = llm
         self.adapters = adapters
+        self.pace = Pace()
         self.model_config = llm.model_config
         self.renderer = OnlineRenderer(
             self.model_config,

@@ -8,7 +8,8 @@ import dataclasses
 import json
 import re
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -61,7 +62,7 @@ class Reciter:
 
     Attributes:
         answer: token ids, the one that ends it included.
-        splits: how many tokens come in each piece; what is left comes in the last.
+        splits: how many tokens come in each piece, asked for when it is taken; what is left comes in the last.
 
     """
 
@@ -92,7 +93,7 @@ class Reciter:
         )
         self.prompt: list[int] = []
         self.answer: list[int] = []
-        self.splits: Sequence[int] = ()
+        self.splits: Iterable[int] = ()
         self.cut = False
 
     def recite(self, prompt: str, case: Case) -> None:
@@ -123,7 +124,7 @@ class Reciter:
         detokenizer = IncrementalDetokenizer.from_new_request(self.tokenizer, cast("Any", request))
         delta = params.output_kind == RequestOutputKind.DELTA
         length = self._length(params)
-        ends = [*(end for end in self._ends() if end < length), length] if delta else [length]
+        ends = chain((end for end in self._ends() if end < length), [length]) if delta else [length]
         begin = 0
         for end in ends:
             finished = end == length
@@ -142,14 +143,13 @@ class Reciter:
         ends = (length for length, token in enumerate(self.answer, 1) if detokenizer.update([token], False))
         return next(ends, len(self.answer)) if params.stop else len(self.answer)
 
-    def _ends(self) -> list[int]:
-        ends, end = [], 0
+    def _ends(self) -> Iterator[int]:
+        end = 0
         for length in self.splits:
             end += length
             if end >= len(self.answer):
                 break
-            ends.append(end)
-        return ends
+            yield end
 
 
 class Bench:
@@ -211,7 +211,7 @@ class Bench:
         calls = tuple((call.name, _paired(call.arguments)) for call in completion.tool_calls)
         return Outcome(completion.content, completion.reasoning, calls)
 
-    async def ours_streamed(self, splits: Sequence[int], stop: Sequence[str] = ()) -> Outcome:
+    async def ours_streamed(self, splits: Iterable[int], stop: Sequence[str] = ()) -> Outcome:
         """With stop strings the engine holds text back until it knows, and ends where there is one."""
         self.reciter.splits = splits
         content, reasoning, error = "", "", False
