@@ -78,7 +78,10 @@ class Http2:
         )
         self.socket.settimeout(_PATIENCE_SECONDS)
         while not self._rest.endswith(http2.frame(http2.SETTINGS, http2.ACK)):
-            self._rest += self.socket.recv(_RECEIVE_BYTES)
+            data = self.socket.recv(_RECEIVE_BYTES)
+            if not data:
+                raise ConnectionError("the server closed a connection")
+            self._rest += data
         self._rest = b""
         self._send(http2.frame(http2.SETTINGS, http2.ACK))
         self.socket.setblocking(False)

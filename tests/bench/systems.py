@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -228,11 +229,19 @@ class Server(System):
     @contextlib.contextmanager
     def beside(self, ask: Ask, connections: int) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for _ in range(connections):
-                stack.enter_context(client.connection(self.protocol, self.port, self.path(ask)).socket)
+            try:
+                opened = [
+                    client.connection(self.protocol, self.port, self.path(ask)).socket for _ in range(connections)
+                ]
+            except OSError as error:
+                raise SystemFailedError(f"{connections} connections: {error}") from error
+            for each in opened:
+                stack.enter_context(each)
             if connections:
                 time.sleep(_OPENED_SECONDS)
             yield
+            if closed := sum(map(_is_closed, opened)):
+                raise SystemFailedError(f"{closed} of {connections} idle connections were closed")
 
     @abstractmethod
     def path(self, ask: Ask) -> str:
@@ -283,6 +292,16 @@ def running(systems: Sequence[System]) -> Iterator[None]:
         finally:
             for system in systems:
                 system.end()
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return not connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _answer(process: "subprocess.Popen[bytes]", job: Any) -> Observed:
