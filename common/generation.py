@@ -19,7 +19,7 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 from common import pacing, request_context
 from common.clock import Clock, ObservedClock
 from common.concurrency import in_thread
-from common.detokenization import TokenByToken, may_hold_back, reads_one_token
+from common.detokenization import TokenByToken, may_hold_back, one_piece, reads_one_token
 from common.generator import Generator
 from common.grammar import check_tools
 from common.logprobs import logprob_texts
@@ -51,6 +51,8 @@ class Run:
         self._parser: Parser | None = None
         self._token_by_token: TokenByToken | None = None
         self._halves: dict[int, str] = {}
+        self._reads_one_token = False
+        self._parsing_seconds = 0.0
         self.usage = Usage()
         self.logprobs: list[str] = []
 
@@ -63,14 +65,15 @@ class Run:
                         if text := _clean(output.outputs[0].text):
                             yield Delta(content=text)
                         continue
-                    began = pacing.now()
-                    deltas = list(joined(self._parsed(parser, output)))
-                    # Token by token, those that come together cost as much as those that don't.
-                    due = paced.due(began) if self._token_by_token is None else 0.0
-                    for delta in deltas:
+                    self._parsing_seconds = 0.0
+                    for delta in joined(self._parsed(parser, output)):
                         yield delta
-                    if due and not output.finished:
-                        await asyncio.sleep(due - pacing.now())
+                    # Read token by token, what comes together costs as much as what comes alone.
+                    if not self._reads_one_token:
+                        tokens = len(output.outputs[0].token_ids)
+                        pause = paced.pause(self._parsing_seconds, tokens)
+                        if pause and not output.finished:
+                            await asyncio.sleep(pause)
         if self._halves:
             yield Delta(tool_calls=[ToolCall(index, arguments=half) for index, half in self._halves.items()])
 
@@ -116,27 +119,39 @@ class Run:
             pieces = self._token_by_token.pieces(output)
         else:
             pieces = [(completion.text, list(completion.token_ids), completion.finish_reason is not None)]
+        if not self._reads_one_token:
+            pieces = one_piece(pieces)
         for piece, token_ids, finished in pieces:
             if not (piece or token_ids or finished):
                 continue  # a step of a chunked prefill
-            message = parser.parse_delta(
-                piece,
-                token_ids,
-                self._request.openai,
-                prompt_token_ids=output.prompt_token_ids,
-                finished=finished,
-            )
-            if message is None:
-                continue
-            if message.reasoning:
-                yield Delta(reasoning=message.reasoning)
-            if message.content and (text := _clean(message.content)):
-                yield Delta(content=text)
-            calls = message.tool_calls
-            if self._request.one_call:
-                calls = [call for call in calls if call.index == 0]
-            if calls:
-                yield Delta(tool_calls=[self._fragment(call) for call in calls])
+            yield from self._deltas_of(parser, output, piece, token_ids, finished=finished)
+            if len(token_ids) > 1 and not finished:
+                # What vLLM keeps back of such a piece, the text after a call, would come after the next one's.
+                yield from self._deltas_of(parser, output, "", [], finished=False)
+
+    def _deltas_of(
+        self, parser: Parser, output: RequestOutput, piece: str, token_ids: list[int], *, finished: bool
+    ) -> Iterator[Delta]:
+        began = pacing.now()
+        message = parser.parse_delta(
+            piece,
+            token_ids,
+            self._request.openai,
+            prompt_token_ids=output.prompt_token_ids,
+            finished=finished,
+        )
+        self._parsing_seconds += pacing.now() - began
+        if message is None:
+            return
+        if message.reasoning:
+            yield Delta(reasoning=message.reasoning)
+        if message.content and (text := _clean(message.content)):
+            yield Delta(content=text)
+        calls = message.tool_calls
+        if self._request.one_call:
+            calls = [call for call in calls if call.index == 0]
+        if calls:
+            yield Delta(tool_calls=[self._fragment(call) for call in calls])
 
     def _fragment(self, call: Any) -> ToolCall:
         """With the half of a surrogate pair that the last one of its call ended with, and without its own.
@@ -177,7 +192,8 @@ class Run:
             params = request.openai.to_sampling_params(max_tokens, generator.default_sampling)
             if request.has_tools and params.structured_outputs is not None:
                 await in_thread(check_tools, params.structured_outputs)
-            if parser is not None and (reads_one_token(parser) or may_hold_back(params)):
+            self._reads_one_token = parser is not None and reads_one_token(parser)
+            if parser is not None and (self._reads_one_token or may_hold_back(params)):
                 self._token_by_token = TokenByToken(
                     generator.llm.get_tokenizer(), params, prompt_ids, tells_ids=generator.reads_ids
                 )

@@ -1,9 +1,10 @@
 """How often an answer is parsed, where parsing takes more time than there is.
 
 Many of vLLM's parsers of tool calls read a call from its begin with each piece: of one that writes a file of 32 kB,
-qwen3_coder's takes 5 ms for a piece, however many tokens it has, and the event loop does nothing else meanwhile. vLLM
+qwen3_coder's takes 5 ms for a piece, of one token as of many, and the event loop does nothing else meanwhile. vLLM
 joins the tokens that nobody has taken. So whose parsing is costly takes them less often, as much as all such answers
-together need to leave the loop half of its time; but often enough to be a stream.
+together need to leave the loop half of its time; but often enough to be a stream. Where larger pieces cost as much as
+their tokens did one by one (granite's parser; qwen3_coder's, of HTML), nothing is gained by it, and nobody waits.
 """
 
 import time
@@ -13,10 +14,14 @@ from typing import Self
 COSTLY_SECONDS = 0.0005
 # Of the event loop's time, for all answers whose parsing is costly.
 SHARE = 0.5
-# From the begin of one piece to that of the next: 20 messages a second and more, no token late by more than 50 ms.
+# That a piece waits for its tokens: 20 messages a second and more, and no token is late by more than 50 ms for it.
 MOST_SECONDS = 0.04
+# Of what its tokens cost one by one; a piece that costs more was not worth waiting for.
+WORTH = 0.75
+# Pieces until it is tried again.
+MOST_VAIN = 64
 
-now = time.monotonic
+now = time.thread_time
 
 
 class Pace:
@@ -40,7 +45,8 @@ class Paced:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._counted = self._last = 0.0
+        self._counted = self._last = self._alone = 0.0
+        self._vain = self._left = 0
 
     def __enter__(self) -> Self:
         return self
@@ -48,18 +54,27 @@ class Paced:
     def __exit__(self, *_: object) -> None:
         self._count(0.0)
 
-    def due(self, began: float) -> float:
-        """When the next piece is to be taken, of one whose parsing `began` then and has just ended; 0: at once."""
-        took = now() - began
-        # Whoever is interrupted once, by the collector or by another process, is not costly for it.
-        usual, self._last = min(took, self._last), took
+    def pause(self, took: float, tokens: int) -> float:
+        """Seconds to wait before the next piece is taken, after one of so many tokens that took so many to parse."""
+        # A character may have two tokens, of which the first costs nothing.
+        usual, self._last = (took + self._last) / 2, took
         if usual < COSTLY_SECONDS:
-            if self._counted:
-                self._count(0.0)
+            self._count(0.0)
+            return 0.0
+        if tokens < 2:
+            self._alone = (took + self._alone) / 2 if self._alone else took
+        elif took > WORTH * tokens * self._alone > 0:
+            self._vain = self._left = min(2 * self._vain or 1, MOST_VAIN)
+        else:
+            self._vain = 0
+        if self._left:
+            self._left -= 1
+            self._count(0.0)
             return 0.0
         self._count(usual)
-        return began + min(self._pace.round_seconds / SHARE, MOST_SECONDS)
+        return max(min(self._pace.round_seconds / SHARE - took, MOST_SECONDS), 0.0)
 
     def _count(self, seconds: float) -> None:
-        self._pace.round_seconds += seconds - self._counted
-        self._counted = seconds
+        if seconds != self._counted:
+            self._pace.round_seconds += seconds - self._counted
+            self._counted = seconds

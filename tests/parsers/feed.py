@@ -199,12 +199,13 @@ class Bench:
         kwargs = {"chat_template_kwargs": self._kwargs} if self._kwargs else {}
         return ChatCompletionRequest(model=NAME, messages=messages, stream=stream, stop=list(stop), **tools, **kwargs)
 
-    def _run(self, *, stream: bool, stop: Sequence[str] = ()) -> Run:
+    def run(self, *, stream: bool, stop: Sequence[str] = ()) -> Run:
+        """Our loop, about to begin."""
         return Run(self.generator, GenerationRequest(self._request(stream=stream, stop=stop), "r", None, None))
 
     async def ours_whole(self, stop: Sequence[str] = ()) -> Outcome:
         try:
-            completion = await self._run(stream=False, stop=stop).whole()
+            completion = await self.run(stream=False, stop=stop).whole()
         except Exception as error:  # noqa: BLE001  # whatever a parser raises is its result
             _raise_unless_a_parsers(error)
             return Outcome(error=True)
@@ -217,7 +218,7 @@ class Bench:
         content, reasoning, error = "", "", False
         fragments: list[ToolCall] = []
         try:
-            async for delta in self._run(stream=True, stop=stop).deltas():
+            async for delta in self.run(stream=True, stop=stop).deltas():
                 content += delta.content
                 reasoning += delta.reasoning
                 fragments += delta.tool_calls

@@ -22,10 +22,11 @@ CALL: Call = ("make_event", {"title": "first line\n" * 200})
 class Times:
     """A clock, and how many pieces were parsed."""
 
-    def __init__(self, parsing_seconds: float) -> None:
+    def __init__(self, seconds_of_a_piece: float, seconds_of_a_token: float) -> None:
         self.now = 0.0
         self.pieces = 0
-        self._parsing_seconds = parsing_seconds
+        self._of_a_piece = seconds_of_a_piece
+        self._of_a_token = seconds_of_a_token
 
     def counted(self, make: Callable[..., Any]) -> Callable[..., Any]:
         """Parsers that take so long."""
@@ -34,10 +35,11 @@ class Times:
             parser = make(*args)
             parse = parser.parse_delta
 
-            def parse_delta(*args: Any, **kwargs: Any) -> Any:
-                self.pieces += 1
-                self.now += self._parsing_seconds
-                return parse(*args, **kwargs)
+            def parse_delta(text: str, token_ids: list[int], *args: Any, **kwargs: Any) -> Any:
+                if token_ids:
+                    self.pieces += 1
+                    self.now += self._of_a_piece + len(token_ids) * self._of_a_token
+                return parse(text, token_ids, *args, **kwargs)
 
             parser.parse_delta = parse_delta
             return parser
@@ -58,34 +60,78 @@ class Times:
         await asyncio.sleep(0)
 
 
-def streamed(monkeypatch: pytest.MonkeyPatch, tool: str, parsing_seconds: float) -> tuple[Outcome, Times, int]:
-    """The answer, what it took, and how many tokens it had."""
+def recited(monkeypatch: pytest.MonkeyPatch, tool: str, *seconds: float) -> tuple[Bench, Times, int]:
+    """What is to answer, the clock that it goes by, and how many tokens it has."""
     (form,) = (form for form in FORMATS if tool in form.tool)
     assert form.calls
     bench = Bench(form, tool, None)
     length = bench.take_up(Case(raw=form.calls([CALL]), calls=(CALL,)))
-    times = Times(parsing_seconds)
+    times = Times(*seconds)
     monkeypatch.setattr(pacing, "now", lambda: times.now)
     monkeypatch.setattr(generation, "asyncio", times)
     monkeypatch.setattr(bench.generator, "parser", times.counted(bench.generator.parser))
+    return bench, times, length
+
+
+def streamed(monkeypatch: pytest.MonkeyPatch, tool: str, *seconds: float) -> tuple[Outcome, Times, int]:
+    """The answer, what it took, and how many tokens it had."""
+    bench, times, length = recited(monkeypatch, tool, *seconds)
     return asyncio.run(bench.ours_streamed(times.splits())), times, length
 
 
 @pytest.mark.parametrize(
-    ("parsing_seconds", "tokens_of_a_piece"),
-    [(0.0001, 1), (0.0009, 2), (0.004, 8), (0.02, pacing.MOST_SECONDS / TOKEN_SECONDS), (0.1, 100)],
+    ("seconds_of_a_piece", "tokens_of_a_piece"),
+    [(0.0001, 1), (0.0009, 2), (0.004, 8), (0.02, 40), (0.1, 140)],
 )
 def test_costly_pieces_are_fewer(
-    monkeypatch: pytest.MonkeyPatch, parsing_seconds: float, tokens_of_a_piece: float
+    monkeypatch: pytest.MonkeyPatch, seconds_of_a_piece: float, tokens_of_a_piece: float
 ) -> None:
-    outcome, times, length = streamed(monkeypatch, "qwen3_coder", parsing_seconds)
+    outcome, times, length = streamed(monkeypatch, "qwen3_coder", seconds_of_a_piece, 0)
     assert [name for name, _ in outcome.calls] == ["make_event"]
     assert "first line\\n" * 199 in outcome.calls[0][1]
-    assert length / times.pieces == pytest.approx(tokens_of_a_piece, rel=0.2)
+    assert length / times.pieces == pytest.approx(tokens_of_a_piece, rel=0.25)
+
+
+def test_pieces_that_cost_what_their_tokens_do_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, times, length = streamed(monkeypatch, "qwen3_coder", 0, 0.0009)
+    assert outcome.calls
+    assert length / times.pieces < 1.1
+    assert times.now == pytest.approx(length * TOKEN_SECONDS, abs=0.005)
+
+
+def test_who_leaves_is_no_longer_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, times, _ = recited(monkeypatch, "qwen3_coder", 0.004, 0)
+    bench.reciter.splits = times.splits()
+
+    async def left_after(messages: int) -> tuple[float, float]:
+        answer = bench.run(stream=True).deltas()
+        for _ in range(messages):
+            await anext(answer)
+        counted = bench.generator.pace.round_seconds
+        await answer.aclose()
+        return counted, bench.generator.pace.round_seconds
+
+    counted, left = asyncio.run(left_after(20))
+    assert counted == pytest.approx(0.004)
+    assert left == pytest.approx(0)
+
+
+def test_stop_strings_are_no_reason_to_read_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, times, length = recited(monkeypatch, "qwen3_coder", 0.004, 0)
+    outcome = asyncio.run(bench.ours_streamed(times.splits(), ["never said"]))
+    assert [name for name, _ in outcome.calls] == ["make_event"]
+    assert length / times.pieces == pytest.approx(8, rel=0.25)
+
+
+def test_answers_of_one_engine_share_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, times, length = recited(monkeypatch, "qwen3_coder", 0.004, 0)
+    bench.generator.pace.round_seconds = 0.008  # of two others
+    asyncio.run(bench.ours_streamed(times.splits()))
+    assert length / times.pieces == pytest.approx(3 * 8, rel=0.25)
 
 
 def test_who_reads_token_by_token_is_not_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome, times, length = streamed(monkeypatch, "pythonic", 0.0009)
+    outcome, times, length = streamed(monkeypatch, "pythonic", 0.0009, 0)
     assert outcome.calls
     assert times.pieces >= length
     assert times.now == pytest.approx(length * TOKEN_SECONDS, abs=3 * TOKEN_SECONDS)
