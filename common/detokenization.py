@@ -86,15 +86,6 @@ class TokenByToken:
             self._waiting.append((token_id, self._length - before))
 
 
-def one_piece(pieces: list[Piece]) -> list[Piece]:
-    """All of them in one, for a parser that may have more than one token at a time."""
-    if len(pieces) < 2:
-        return pieces
-    return [
-        ("".join(text for text, _, _ in pieces), [token_id for _, ids, _ in pieces for token_id in ids], pieces[-1][2])
-    ]
-
-
 def may_hold_back(params: SamplingParams) -> bool:
     """Whether vLLM gives out a token before its text, or without."""
     return bool(params.stop) and not params.include_stop_str_in_output

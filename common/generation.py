@@ -19,7 +19,7 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 from common import pacing, request_context
 from common.clock import Clock, ObservedClock
 from common.concurrency import in_thread
-from common.detokenization import TokenByToken, may_hold_back, one_piece, reads_one_token
+from common.detokenization import TokenByToken, may_hold_back, reads_one_token
 from common.generator import Generator
 from common.grammar import check_tools
 from common.logprobs import logprob_texts
@@ -51,7 +51,6 @@ class Run:
         self._parser: Parser | None = None
         self._token_by_token: TokenByToken | None = None
         self._halves: dict[int, str] = {}
-        self._reads_one_token = False
         self._parsing_seconds = 0.0
         self.usage = Usage()
         self.logprobs: list[str] = []
@@ -69,7 +68,7 @@ class Run:
                     for delta in joined(self._parsed(parser, output)):
                         yield delta
                     # Read token by token, what comes together costs as much as what comes alone.
-                    if not self._reads_one_token:
+                    if self._token_by_token is None:
                         tokens = len(output.outputs[0].token_ids)
                         pause = paced.pause(self._parsing_seconds, tokens)
                         if pause and not output.finished:
@@ -119,8 +118,6 @@ class Run:
             pieces = self._token_by_token.pieces(output)
         else:
             pieces = [(completion.text, list(completion.token_ids), completion.finish_reason is not None)]
-        if not self._reads_one_token:
-            pieces = one_piece(pieces)
         for piece, token_ids, finished in pieces:
             if not (piece or token_ids or finished):
                 continue  # a step of a chunked prefill
@@ -192,8 +189,7 @@ class Run:
             params = request.openai.to_sampling_params(max_tokens, generator.default_sampling)
             if request.has_tools and params.structured_outputs is not None:
                 await in_thread(check_tools, params.structured_outputs)
-            self._reads_one_token = parser is not None and reads_one_token(parser)
-            if parser is not None and (self._reads_one_token or may_hold_back(params)):
+            if parser is not None and (reads_one_token(parser) or may_hold_back(params)):
                 self._token_by_token = TokenByToken(
                     generator.llm.get_tokenizer(), params, prompt_ids, tells_ids=generator.reads_ids
                 )

@@ -116,13 +116,6 @@ def test_who_leaves_is_no_longer_counted(monkeypatch: pytest.MonkeyPatch) -> Non
     assert left == pytest.approx(0)
 
 
-def test_stop_strings_are_no_reason_to_read_token_by_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, times, length = recited(monkeypatch, "qwen3_coder", 0.004, 0)
-    outcome = asyncio.run(bench.ours_streamed(times.splits(), ["never said"]))
-    assert [name for name, _ in outcome.calls] == ["make_event"]
-    assert length / times.pieces == pytest.approx(8, rel=0.25)
-
-
 def test_answers_of_one_engine_share_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     bench, times, length = recited(monkeypatch, "qwen3_coder", 0.004, 0)
     bench.generator.pace.round_seconds = 0.008  # of two others
