@@ -20,11 +20,12 @@ CALL: Call = ("make_event", {"title": "first line\n" * 200})
 
 
 class Times:
-    """A clock, and how many pieces were parsed."""
+    """A clock, how many pieces were parsed, and when the last one was."""
 
     def __init__(self, seconds_of_a_piece: float, seconds_of_a_token: float) -> None:
         self.now = 0.0
         self.pieces = 0
+        self.parsed = 0.0
         self._of_a_piece = seconds_of_a_piece
         self._of_a_token = seconds_of_a_token
 
@@ -39,6 +40,7 @@ class Times:
                 if token_ids:
                     self.pieces += 1
                     self.now += self._of_a_piece + len(token_ids) * self._of_a_token
+                self.parsed = self.now
                 return parse(text, token_ids, *args, **kwargs)
 
             parser.parse_delta = parse_delta
@@ -97,6 +99,17 @@ def test_pieces_that_cost_what_their_tokens_do_are_not(monkeypatch: pytest.Monke
     assert outcome.calls
     assert length / times.pieces < 1.1
     assert times.now == pytest.approx(length * TOKEN_SECONDS, abs=0.005)
+
+
+def test_messages_and_the_end_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, times, _ = recited(monkeypatch, "qwen3_coder", 0.004, 0)
+    bench.reciter.splits = times.splits()
+
+    async def late() -> list[float]:
+        seconds = [times.now - times.parsed async for _ in bench.run(stream=True).deltas()]
+        return [*seconds, times.now - times.parsed]
+
+    assert set(asyncio.run(late())) == {0.0}
 
 
 def test_who_leaves_is_no_longer_counted(monkeypatch: pytest.MonkeyPatch) -> None:

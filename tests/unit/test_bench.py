@@ -6,6 +6,7 @@ import http.server
 import json
 import math
 import shutil
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -271,6 +272,18 @@ def test_idle_connections_are_open_beside(grpc_port: int) -> None:
     with server.beside(Ask("plain", "", 1, stream=True), 5):
         seen = client.play(client.Job("grpc", grpc_port, "/a.B/C", [b"connections?".hex()] * 2, 2))
     assert [bytes.fromhex(last) for last in seen.last] == [b"7", b"7"]
+
+
+def test_idle_connections_that_are_closed_are_noticed() -> None:
+    server = servers.VllmHttp.__new__(servers.VllmHttp)
+    with socket.create_server(("127.0.0.1", 0)) as listening, contextlib.ExitStack() as stack:
+        server.port = listening.getsockname()[1]
+        beside = contextlib.ExitStack()
+        beside.enter_context(server.beside(Ask("plain", "", 1, stream=True), 2))
+        stack.enter_context(listening.accept()[0])
+        listening.accept()[0].close()
+        with pytest.raises(SystemFailedError, match=r"^1 of 2 idle connections were closed"):
+            beside.close()
 
 
 def test_the_client_hears_of_a_refusal(grpc_port: int) -> None:
