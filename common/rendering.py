@@ -27,8 +27,8 @@ REST_SECONDS = 60.0
 class Renderer:
     """What vLLM's parts take for a `BaseRenderer`: the one given, but for how it renders what is short.
 
-    The thread, where vLLM ends what takes 30 s, has all that a caller could make long in other ways: tools, media, and
-    numbers or lists that a template could count by.
+    The thread, where vLLM ends what takes 30 s, has all that a caller could make long in other ways: media, and numbers
+    that a template could count by.
     """
 
     def __init__(self, renderer: BaseRenderer[Any]) -> None:
@@ -57,7 +57,7 @@ class Renderer:
         with self._timed():
             return self._renderer.render_cmpl(prompts, *args, **kwargs)
 
-    def _may(self, length: int | None) -> bool:
+    def _may(self, length: float | None) -> bool:
         return (
             self._is_apt and length is not None and length <= MOST_CHARACTERS and time.monotonic() >= self._rests_until
         )
@@ -72,16 +72,36 @@ class Renderer:
                 self._rests_until = time.monotonic() + REST_SECONDS
 
 
-def _chat_length(conversations: Sequence[Sequence[Any]], variables: Mapping[str, Any]) -> int | None:
+def _chat_length(conversations: Sequence[Sequence[Any]], variables: Mapping[str, Any]) -> float | None:
     """Characters of all messages and of the template's variables; None where it is not for them to say."""
     messages = [message for conversation in conversations for message in conversation]
     if len(messages) > MOST_MESSAGES or len(variables) > MOST_VARIABLES:
         return None
-    length = sum(map(len, variables))
-    for value in (*variables.values(), *(value for message in messages for value in message.values())):
+    if not all(isinstance(message.get("content"), str | None) for message in messages):
+        return None
+    return _nested_length([*variables, *variables.values(), *(value for each in messages for value in each.values())])
+
+
+def _nested_length(values: list[Any]) -> float | None:
+    """Of tools and calls, too: what a template could count by, whichever part of them it takes.
+
+    Not all is looked at where it is more than `MOST_CHARACTERS`.
+    """
+    length = 0.0
+    while values and length <= MOST_CHARACTERS:
+        value = values.pop()
         if isinstance(value, str):
             length += _length(value)
-        elif value is not None and not isinstance(value, bool):
+        elif isinstance(value, bool) or value is None:
+            length += 1
+        elif isinstance(value, int | float):
+            length += min(MOST_CHARACTERS + 1, abs(value))  # which may be no number, or none that a float can be
+        elif isinstance(value, Mapping | list | tuple):
+            length += len(value)
+            if length <= MOST_CHARACTERS:
+                values += value
+                values += value.values() if isinstance(value, Mapping) else ()
+        else:
             return None
     return length
 

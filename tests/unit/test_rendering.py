@@ -27,6 +27,14 @@ from tests.models import ensure
 
 LIMITS = TokenizeParams(max_total_tokens=None)
 # As vLLM asks for a chat's text.
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 14}}},
+    },
+}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"days": 2}'}}
 TEMPLATE_KWARGS = {"tools": None, "tokenize": False, "add_generation_prompt": True, "enable_thinking": True}
 
 
@@ -81,6 +89,8 @@ def tokens(prompt: Any) -> Any:
         ([{"role": "developer", "content": "Be brief."}, *chat("x" * 1000)], {"builtin": "a"}),
         (chat(*["x"] * MOST_MESSAGES), {}),
         (chat("1" * 1900), {}),
+        (chat("Hi"), {"tools": [TOOL], "documents": [], "effort": 0.5}),
+        ([{"role": "assistant", "content": None, "tool_calls": [CALL]}, *chat("Hi")], {"tools": [TOOL, TOOL]}),
     ],
 )
 async def test_a_short_chat_is_rendered_at_once(
@@ -104,9 +114,15 @@ async def test_a_short_chat_is_rendered_at_once(
         (chat("Hi"), {"times": 10**6}),
         (chat("Hi"), {"x" * MOST_CHARACTERS: ""}),
         (chat("Hi"), {f"_{number}": "" for number in range(MOST_VARIABLES)}),
-        (chat("Hi"), {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}),
+        (chat("Hi"), {"tools": [TOOL] * 20}),
+        (chat("Hi"), {"tools": [{**TOOL, "description": "x" * MOST_CHARACTERS}]}),
+        (chat("Hi"), {"tools": [{**TOOL, "minimum": 10**400}]}),
+        (chat("Hi"), {"nested": [{"times": [-(10**6)]}]}),
+        (chat("Hi"), {"times": float("nan")}),
+        (chat("Hi"), {"empty": [[]] * (MOST_CHARACTERS + 1)}),
+        (chat("Hi"), {"other": {"Hi"}}),
         (chat([{"type": "text", "text": "Hi"}]), {}),
-        ([{"role": "assistant", "content": "", "tool_calls": []}], {}),
+        ([{"role": "assistant", "content": "", "tool_calls": [CALL] * 50}], {}),
         (chat(*["x"] * (MOST_MESSAGES + 1)), {}),
     ],
 )
