@@ -7,7 +7,7 @@ DELTA outputs; a whole answer for FINAL_ONLY, so that nothing is done per token.
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from typing import Any
 
 from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
@@ -19,7 +19,7 @@ from vllm.renderers.inputs.preprocess import extract_prompt_components, extract_
 from common import pacing, request_context
 from common.clock import Clock, ObservedClock
 from common.concurrency import in_thread
-from common.detokenization import TokenByToken, may_hold_back, reads_one_token
+from common.detokenization import Piece, TokenByToken, may_hold_back, reads_one_token
 from common.generator import Generator
 from common.grammar import check_tools
 from common.logprobs import logprob_texts
@@ -51,6 +51,7 @@ class Run:
         self._parser: Parser | None = None
         self._token_by_token: TokenByToken | None = None
         self._halves: dict[int, str] = {}
+        self._may_wait = False
         self._parsing_seconds = 0.0
         self.usage = Usage()
         self.logprobs: list[str] = []
@@ -65,10 +66,9 @@ class Run:
                             yield Delta(content=text)
                         continue
                     self._parsing_seconds = 0.0
-                    for delta in joined(self._parsed(parser, output)):
+                    for delta in self._parsed(parser, output):
                         yield delta
-                    # Read token by token, what comes together costs as much as what comes alone.
-                    if self._token_by_token is None:
+                    if self._may_wait:
                         tokens = len(output.outputs[0].token_ids)
                         pause = paced.pause(self._parsing_seconds, tokens)
                         if pause and not output.finished:
@@ -112,43 +112,50 @@ class Run:
             logprobs=self.logprobs,
         )
 
-    def _parsed(self, parser: Parser, output: RequestOutput) -> Iterator[Delta]:
-        completion = output.outputs[0]
+    def _parsed(self, parser: Parser, output: RequestOutput) -> Iterable[Delta]:
         if self._token_by_token is not None:
             pieces = self._token_by_token.pieces(output)
         else:
+            completion = output.outputs[0]
             pieces = [(completion.text, list(completion.token_ids), completion.finish_reason is not None)]
-        for piece, token_ids, finished in pieces:
-            if not (piece or token_ids or finished):
-                continue  # a step of a chunked prefill
-            yield from self._deltas_of(parser, output, piece, token_ids, finished=finished)
+        if len(pieces) == 1 and len(pieces[0][1]) < 2:
+            # Most are one, of one token; a step of a chunked prefill has nothing at all.
+            return self._deltas_of(parser, output, pieces[0]) if any(pieces[0]) else ()
+        return joined(self._parsed_in_turn(parser, output, pieces))
+
+    def _parsed_in_turn(self, parser: Parser, output: RequestOutput, pieces: Iterable[Piece]) -> Iterator[Delta]:
+        for piece in pieces:
+            yield from self._deltas_of(parser, output, piece)
+            _, token_ids, finished = piece
             if len(token_ids) > 1 and not finished:
                 # What vLLM keeps back of such a piece, the text after a call, would come after the next one's.
-                yield from self._deltas_of(parser, output, "", [], finished=False)
+                yield from self._deltas_of(parser, output, ("", [], False))
 
-    def _deltas_of(
-        self, parser: Parser, output: RequestOutput, piece: str, token_ids: list[int], *, finished: bool
-    ) -> Iterator[Delta]:
-        began = pacing.now()
+    def _deltas_of(self, parser: Parser, output: RequestOutput, piece: Piece) -> Sequence[Delta]:
+        text, token_ids, finished = piece
+        began = pacing.now() if self._may_wait else 0.0
         message = parser.parse_delta(
-            piece,
+            text,
             token_ids,
             self._request.openai,
             prompt_token_ids=output.prompt_token_ids,
             finished=finished,
         )
-        self._parsing_seconds += pacing.now() - began
+        if self._may_wait:
+            self._parsing_seconds += pacing.now() - began
         if message is None:
-            return
+            return ()
+        deltas = []
         if message.reasoning:
-            yield Delta(reasoning=message.reasoning)
-        if message.content and (text := _clean(message.content)):
-            yield Delta(content=text)
+            deltas.append(Delta(reasoning=message.reasoning))
+        if message.content and (content := _clean(message.content)):
+            deltas.append(Delta(content=content))
         calls = message.tool_calls
         if self._request.one_call:
             calls = [call for call in calls if call.index == 0]
         if calls:
-            yield Delta(tool_calls=[self._fragment(call) for call in calls])
+            deltas.append(Delta(tool_calls=[self._fragment(call) for call in calls]))
+        return deltas
 
     def _fragment(self, call: Any) -> ToolCall:
         """With the half of a surrogate pair that the last one of its call ended with, and without its own.
@@ -193,6 +200,8 @@ class Run:
                 self._token_by_token = TokenByToken(
                     generator.llm.get_tokenizer(), params, prompt_ids, tells_ids=generator.reads_ids
                 )
+            # Read token by token, what comes together costs as much as what comes alone.
+            self._may_wait = parser is not None and self._token_by_token is None
             reasoning: dict[str, Any] = {}
             if parser is not None and parser.reasoning_parser is not None:
                 # Grammars begin after the thought; the engine must know how the template opened it.
